@@ -1,0 +1,286 @@
+"""Scores of generated and ranked answers, each under its own name (numpy and the standard library only).
+
+Notation: a prediction is the text a model generated; answers are the gold strings; ranked is a list of answers, best
+first. A per-question metric returns a float; `score` averages them over all questions and over every question type.
+"""
+
+import re
+import string
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+
+# Beyond this many distinct answers a question type is open, and "the first label mentioned" says nothing.
+MAX_LABELS = 10
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def normalise_answer(text: str) -> str:
+    """Lower-cases, drops ASCII punctuation and the articles a/an/the, squeezes white space.
+
+    Source: the SQuAD 1.1 evaluation (Rajpurkar et al. 2016, arXiv 1606.05250).
+    """
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def split_answers(prediction: str) -> list[str]:
+    """The answers of a generated list: one a line or separated by `|`; stripped, without empty or repeated ones."""
+    pieces = (piece.strip() for piece in prediction.replace("|", "\n").split("\n"))
+    return list(dict.fromkeys(piece for piece in pieces if piece))
+
+
+def ranked_answers(row: Row) -> list[str]:
+    """A prediction row's answers, best first: its `ranked_answers` where it has them, else the lines it generated."""
+    return row["ranked_answers"] if "ranked_answers" in row else split_answers(row["prediction"])
+
+
+# ---------------------------------------------------------------------------------------------- one generated answer
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+    """1 if the normalised prediction equals any normalised answer (SQuAD exact match)."""
+    return float(normalise_answer(prediction) in {normalise_answer(answer) for answer in answers})
+
+
+def token_f1(prediction: str, answers: Sequence[str]) -> float:
+    """Best F1 over the answers between bags of normalised words (SQuAD F1); two empty texts agree."""
+    return max(_bag_f1(normalise_answer(prediction).split(), normalise_answer(answer).split()) for answer in answers)
+
+
+def _bag_f1(predicted: list[str], gold: list[str]) -> float:
+    if not predicted or not gold:
+        return float(predicted == gold)
+    shared = (Counter(predicted) & Counter(gold)).total()
+    return 2 * shared / (len(predicted) + len(gold))
+
+
+def any_hit(prediction: str, answers: Sequence[str]) -> float:
+    """1 if any normalised answer is a substring of the normalised prediction.
+
+    RoG's `eval_hit` and G-Retriever report it for WebQSP as "Hit@1", though nothing in it looks at the first answer.
+    """
+    text = normalise_answer(" ".join(prediction.replace("|", "\n").split("\n")))
+    return float(any(normalise_answer(answer) in text for answer in answers))
+
+
+def webqsp_scores(prediction: str, answers: Sequence[str]) -> tuple[float, float, float]:
+    """Precision, recall and F1 of one question as G-Retriever's WebQSP evaluation defines them (arXiv 2402.07630).
+
+    matched = answers found as normalised substrings of the whole prediction; precision = matched / lines of the
+    prediction (empty lines count, and with several answers on one line it exceeds 1), recall = matched / answers.
+    """
+    lines = prediction.replace("|", "\n").split("\n")
+    text = normalise_answer(" ".join(lines))
+    matched = sum(normalise_answer(answer) in text for answer in answers)
+    precision, recall = matched / len(lines), matched / len(answers)
+    return precision, recall, 2 * precision * recall / (precision + recall) if matched else 0.0
+
+
+def first_mention(prediction: str, labels: Iterable[str]) -> str | None:
+    """The label that is mentioned first in the prediction, lower-cased; None if there is none.
+
+    A label counts inside a longer word too ("supports" mentions "support"): G-Retriever's ExplaGraphs evaluation.
+    """
+    pattern = "|".join(re.escape(label.lower()) for label in sorted(labels, key=len, reverse=True))
+    found = re.search(pattern, prediction.lower())
+    return found.group() if found else None
+
+
+def first_mention_accuracy(prediction: str, answers: Sequence[str], labels: Iterable[str]) -> float:
+    """1 if the first label mentioned in the prediction is an answer (G-Retriever's ExplaGraphs accuracy)."""
+    return float(first_mention(prediction, labels) in {answer.lower() for answer in answers})
+
+
+# ----------------------------------------------------------------------------------------------------- ranked answers
+
+
+def _ranks(ranked: Sequence[str], answers: Sequence[str]) -> list[int]:
+    """Ranks, from 1, of the distinct answers found in the ranking; names match exactly but for case and outer space."""
+    gold = {answer.strip().lower() for answer in answers}
+    names = dict.fromkeys(name.strip().lower() for name in ranked)
+    return [rank for rank, name in enumerate(names, start=1) if name in gold]
+
+
+def hits_at(k: int, ranked: Sequence[str], answers: Sequence[str]) -> float:
+    """1 if an answer stands among the first k (exact names; STaRK and its Neo4j and QLoRA follow-ups)."""
+    return float(any(rank <= k for rank in _ranks(ranked, answers)))
+
+
+def recall_at(k: int, ranked: Sequence[str], answers: Sequence[str]) -> float:
+    """Share of the distinct answers that stand among the first k (STaRK reports k = 20)."""
+    return sum(rank <= k for rank in _ranks(ranked, answers)) / len({answer.strip().lower() for answer in answers})
+
+
+def mean_reciprocal_rank(ranked: Sequence[str], answers: Sequence[str]) -> float:
+    """1 / rank of the first answer, 0 if none is ranked."""
+    return 1 / next(iter(_ranks(ranked, answers)), float("inf"))
+
+
+# ---------------------------------------------------------------------------------------------------------- baselines
+
+
+def _answers_by_type(rows: Iterable[Row]) -> dict[str, list[str]]:
+    """First answers, normalised, by question type (rows without one fall under "")."""
+    grouped = defaultdict(list)
+    for row in rows:
+        grouped[row.get("type") or ""].append(normalise_answer(row["answers"][0]))
+    return grouped
+
+
+def chance(train_rows: Iterable[Row]) -> float:
+    """Share of the commonest training answer of each question type, averaged over the types."""
+    grouped = _answers_by_type(train_rows).values()
+    return float(np.mean([Counter(answers).most_common(1)[0][1] / len(answers) for answers in grouped]))
+
+
+def majority_baseline(train_rows: Iterable[Row], test_rows: Sequence[Row]) -> float:
+    """Exact match on the test rows of always giving the commonest training answer of the question's type."""
+    commonest = {kind: Counter(answers).most_common(1)[0][0] for kind, answers in _answers_by_type(train_rows).items()}
+    return float(np.mean([exact_match(commonest.get(row.get("type") or "", ""), row["answers"]) for row in test_rows]))
+
+
+# ------------------------------------------------------------------------------------------------------------- scoring
+
+_TEXT_METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
+    "exact_match": exact_match,
+    "token_f1": token_f1,
+    "any_hit": any_hit,
+    "webqsp_precision": lambda prediction, answers: webqsp_scores(prediction, answers)[0],
+    "webqsp_recall": lambda prediction, answers: webqsp_scores(prediction, answers)[1],
+    "webqsp_f1": lambda prediction, answers: webqsp_scores(prediction, answers)[2],
+}
+_RANKED_METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {
+    "hits_at_1": lambda ranked, answers: hits_at(1, ranked, answers),
+    "hits_at_5": lambda ranked, answers: hits_at(5, ranked, answers),
+    "recall_at_20": lambda ranked, answers: recall_at(20, ranked, answers),
+    "mrr": mean_reciprocal_rank,
+}
+
+
+def per_question(predictions: Sequence[Row]) -> dict[str, np.ndarray]:
+    """Every metric of every question: name -> (n,) float64, NaN where the metric is not defined for the question.
+
+    `first_mention_accuracy` is defined for closed question types: single answers, at most MAX_LABELS distinct ones,
+    each standing for two questions on average. The labels are the type's own gold answers.
+    """
+    _check_rows(predictions)
+    columns = {name: [metric(row["prediction"], row["answers"]) for row in predictions]
+               for name, metric in _TEXT_METRICS.items()}
+    columns |= {name: [metric(ranked_answers(row), row["answers"]) for row in predictions]
+                for name, metric in _RANKED_METRICS.items()}
+    columns["first_mention_accuracy"] = _first_mentions(predictions)
+    return {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
+
+
+def _first_mentions(predictions: Sequence[Row]) -> list[float]:
+    by_type = defaultdict(list)
+    for row in predictions:
+        by_type[row.get("type") or ""].append(row["answers"])
+    labels = {kind: closed_labels(answers) for kind, answers in by_type.items()}
+    closed = [labels[row.get("type") or ""] for row in predictions]
+    return [first_mention_accuracy(row["prediction"], row["answers"], names) if names else float("nan")
+            for row, names in zip(predictions, closed, strict=True)]
+
+
+def closed_labels(answers: Sequence[Sequence[str]]) -> set[str]:
+    """The labels of a closed question type, or an empty set if the type is open (see `per_question`)."""
+    labels = {answer.lower() for golds in answers for answer in golds}
+    single = all(len(golds) == 1 for golds in answers)
+    return labels if single and len(labels) <= MAX_LABELS and 2 * len(labels) <= len(answers) else set()
+
+
+def _check_rows(predictions: Sequence[Row]) -> None:
+    if not predictions:
+        raise ValueError("There is not one prediction to score. Generate some first: `python -m evaluation generate`.")
+    repeated = [name for name, count in Counter(row["id"] for row in predictions).items() if count > 1]
+    if repeated:
+        raise ValueError(f"The id {repeated[0]!r} is predicted more than once ({len(repeated)} such ids). "
+                         "Keep one prediction per question.")
+    for row in predictions:
+        if not row["answers"]:
+            raise ValueError(f"Question {row['id']!r} has no gold answer, so it cannot be scored. Remove its row.")
+
+
+def score(predictions: Sequence[Row]) -> dict[str, float]:
+    """Averages of every metric, over all questions and over each question type.
+
+    Args:
+        predictions: rows `{"id", "prediction", "answers", "ranked_answers"?, "type"?}`; ids unique, answers not empty.
+
+    Returns:
+        Flat name -> float: `exact_match`, ..., `exact_match/TYPE`, ..., `count`, `count/TYPE`, and the 95 % bootstrap
+        interval of the overall exact match as `exact_match_low` and `exact_match_high`.
+
+    Raises:
+        ValueError: nothing to score, an id twice, or a question without an answer.
+    """
+    columns = per_question(predictions)
+    kinds = np.array([row.get("type") or "" for row in predictions])
+    metrics = _averages(columns, np.ones(len(predictions), dtype=bool), "")
+    low, high = bootstrap_interval(columns["exact_match"])
+    metrics |= {"exact_match_low": low, "exact_match_high": high}
+    for kind in sorted(set(kinds) - {""}):
+        metrics |= _averages(columns, kinds == kind, f"/{kind}")
+    return metrics
+
+
+def _averages(columns: dict[str, np.ndarray], chosen: np.ndarray, suffix: str) -> dict[str, float]:
+    means = {"count" + suffix: float(chosen.sum())}
+    for name, values in columns.items():
+        defined = values[chosen][~np.isnan(values[chosen])]
+        if len(defined):
+            means[name + suffix] = float(defined.mean())
+    return means
+
+
+def check_same_ids(predictions: Sequence[Row], references: Sequence[Row]) -> None:
+    """Raises ValueError, naming the counts and one id, if the two do not hold the same questions."""
+    given, wanted = {row["id"] for row in predictions}, {row["id"] for row in references}
+    if given == wanted:
+        return
+    missing, unknown = sorted(wanted - given), sorted(given - wanted)
+    example = f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is not among the references"
+    raise ValueError(f"The predictions are not of the same questions as the references: {len(missing)} missing, "
+                     f"{len(unknown)} unknown; {example}. Generate them again from the same split.")
+
+
+# ----------------------------------------------------------------------------------------------------------- intervals
+
+
+def bootstrap_interval(values: np.ndarray, rounds: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of a mean over questions (Efron 1979).
+
+    Args:
+        values: (n,) one number per question.
+        rounds: number of resamples.
+        seed: of the resampling.
+    """
+    rng = np.random.default_rng(seed)
+    means = np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(rounds)])
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def paired_bootstrap(first: np.ndarray, second: np.ndarray, rounds: int = 1000, seed: int = 0) -> dict[str, float]:
+    """What the second run gains over the first on the same questions, in the same order.
+
+    Source: Koehn 2004, "Statistical significance tests for machine translation evaluation".
+
+    Args:
+        first, second: (n,) one number per question.
+
+    Returns:
+        `difference` (second - first), its 95 % interval `low`, `high`, and `p`, the two-sided bootstrap p-value.
+    """
+    gains = np.asarray(second) - np.asarray(first)
+    rng = np.random.default_rng(seed)
+    means = np.array([gains[rng.integers(len(gains), size=len(gains))].mean() for _ in range(rounds)])
+    low, high = np.percentile(means, [2.5, 97.5])
+    p_value = min(1.0, 2 * min((means <= 0).mean(), (means >= 0).mean()))
+    return {"difference": float(gains.mean()), "low": float(low), "high": float(high), "p": float(p_value)}
