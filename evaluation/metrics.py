@@ -101,7 +101,7 @@ def first_mention_accuracy(prediction: str, answers: Sequence[str], labels: Iter
 
 
 def _ranks(ranked: Sequence[str], answers: Sequence[str]) -> list[int]:
-    """Ranks, from 1, of the distinct answers found in the ranking; names match exactly but for case and outer space."""
+    """Ranks, from 1, of the distinct answers found in the ranking; names match but for case and outer space."""
     gold = {answer.strip().lower() for answer in answers}
     names = dict.fromkeys(name.strip().lower() for name in ranked)
     return [rank for rank, name in enumerate(names, start=1) if name in gold]
