@@ -101,7 +101,8 @@ def record_batches(records: Iterable[dict[str, Any]], schema: pa.Schema, kind: s
         for place, record in enumerate(block):
             if not isinstance(record.get("name"), str) or not known.issuperset(record):
                 keys = ", ".join(sorted(known - {"name"}))
-                raise ValueError(f"{kind} {start + place} is {str(record)[:80]}; it needs a string 'name', may have {keys}")
+                found = f"{kind} {start + place} is {str(record)[:80]}"
+                raise ValueError(f"{found}; it needs a string 'name' and may have {keys}")
         columns: dict[str, list] = {name: [record.get(name) for record in block] for name in known}
         if "attributes" in known:
             values = columns["attributes"]
