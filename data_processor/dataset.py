@@ -1,0 +1,174 @@
+"""Dataset folders and conversations -> training examples: the first place where examples become tensors.
+
+dataset = GraphQADataset("DATA", "train")
+dataset[0]["messages"]                                   # what a user of the processor would write by hand
+encoded = EncodedDataset(dataset, processor, max_length=512, cache_dir="CACHE")
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from data_processor.graph_store import KnowledgeGraph, SubgraphStore
+from data_processor.schema import QAPair, Subgraph, read_qa
+
+ANSWER_SEPARATOR = " | "
+Example = dict[str, Any]
+
+
+class GraphQADataset(Dataset):
+    """The questions of one split with their retrieved subgraphs.
+
+    An item is `{"id", "question", "answers", "type", "messages"}`; the user's message holds the graph, then the facts
+    as text and, after an empty line, the question; the assistant's holds the answers.
+
+    Args:
+        data_path: a folder with graph/, qa/{split}.jsonl and subgraphs/{split}/.
+        split: train, validation or test.
+        use_graph: put the graph into the message; needs an embedded graph.
+        use_text: put the facts into the message, except for questions with `"text": false`.
+        text_style: `triples` or `tables`, see `KnowledgeGraph.to_text`.
+        max_text_tokens: whole rows of the text, worst score first, are left out until it fits.
+        tokenizer: counts those tokens.
+
+    Raises:
+        ValueError: a part of the folder is missing, or the graph has no features.
+    """
+
+    def __init__(
+        self,
+        data_path: str | Path,
+        split: str,
+        use_graph: bool = True,
+        use_text: bool = True,
+        text_style: str = "triples",
+        max_text_tokens: int | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        folder = Path(data_path)
+        self.path = folder / "qa" / f"{split}.jsonl"
+        if not self.path.is_file():
+            splits = sorted(file.stem for file in self.path.parent.glob("*.jsonl"))
+            raise ValueError(f"{folder} has no questions for {split!r}: {self.path} is not there. Splits: {splits}.")
+        self.pairs = read_qa(self.path)
+        if not self.pairs:
+            raise ValueError(f"{self.path} holds no question.")
+        self.use_graph, self.use_text = use_graph, use_text
+        self.text_style, self.max_text_tokens, self.tokenizer = text_style, max_text_tokens, tokenizer
+        self.graph = KnowledgeGraph.open(folder / "graph")
+        self.subgraphs = SubgraphStore.open(folder / "subgraphs" / split)
+        if use_graph and self.graph.node_features is None:
+            raise ValueError(
+                f"The graph in {folder / 'graph'} has no features. Run: python -m data_processor embed --graph "
+                f"{folder / 'graph'} --encoder hashing"
+            )
+
+    @property
+    def feature_dim(self) -> int:
+        """F, width of the node features."""
+        return self.graph.node_features.shape[1]
+
+    @property
+    def edge_feature_dim(self) -> int:
+        """F', width of the edge features: the embedded relation texts."""
+        return self.graph.relation_features.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Example:
+        pair = self.pairs[index]
+        subgraph = self.subgraph(pair)
+        return {
+            "id": pair.id,
+            "question": pair.question,
+            "answers": list(pair.answers),
+            "type": pair.type,
+            "messages": self._messages(pair, subgraph),
+        }
+
+    def subgraph(self, pair: QAPair) -> Subgraph:
+        """The retrieved subgraph of a question."""
+        subgraph = self.subgraphs.get(pair.id)
+        if (
+            subgraph.nodes.max(initial=-1) >= self.graph.num_nodes
+            or subgraph.edges.max(initial=-1) >= self.graph.num_edges
+        ):
+            raise ValueError(
+                f"The subgraph of question {pair.id!r} names a node or edge beyond the graph's {self.graph.num_nodes} "
+                f"nodes and {self.graph.num_edges} edges: it was retrieved from another graph. Run retrieve again."
+            )
+        return subgraph
+
+    def _messages(self, pair: QAPair, subgraph: Subgraph) -> list[dict[str, Any]]:
+        content = [{"type": "graph", "graph": self.tensors(subgraph)}] if self.use_graph else []
+        facts = self._facts(subgraph) if self.use_text and pair.text else ""
+        content.append({"type": "text", "text": f"{facts}\n\n{pair.question}" if facts else pair.question})
+        answer = [{"type": "text", "text": ANSWER_SEPARATOR.join(pair.answers)}]
+        return [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+
+    def _facts(self, subgraph: Subgraph) -> str:
+        return self.graph.to_text(subgraph, self.max_text_tokens, self.tokenizer, self.text_style).rstrip("\n")
+
+    def tensors(self, subgraph: Subgraph) -> dict[str, torch.Tensor]:
+        """`node_features` (n, F) and `edge_features` (e, F') float32, `edge_index` (2, e) int64 with local ids."""
+        edge_index, relations = self.graph.local(subgraph)
+        return {
+            "node_features": torch.from_numpy(self.graph.node_features[subgraph.nodes].astype(np.float32)),
+            "edge_index": torch.from_numpy(edge_index),
+            "edge_features": torch.from_numpy(self.graph.relation_features[relations].astype(np.float32)),
+        }
+
+    def graphs(self, index: int) -> list[dict[str, torch.Tensor]]:
+        """The graphs of item `index` in the order of its messages."""
+        return [self.tensors(self.subgraph(self.pairs[index]))] if self.use_graph else []
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of everything that an item depends on."""
+        settings = [self.use_graph, self.use_text, self.text_style, self.max_text_tokens]
+        return digest(self.path.read_bytes(), self.graph.manifest, self.subgraphs.manifest, settings)
+
+
+class ConversationDataset(Dataset):
+    """Conversations without graphs.
+
+    Args:
+        rows: `{"id", "messages"}` each, as `data_processor.importers.conversations` reads them.
+        path: where they were read.
+    """
+
+    def __init__(self, rows: Sequence[Example], path: str | Path) -> None:
+        self.rows, self.path = rows, Path(path)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.rows[index]
+
+    def graphs(self, index: int) -> list[dict[str, torch.Tensor]]:
+        """No item has a graph."""
+        return []
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all rows."""
+        return digest(*self.rows)
+
+
+def digest(*parts: Any) -> str:
+    """A short hash of bytes and JSON-serialisable values."""
+    total = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, default=str).encode()
+        total.update(len(data).to_bytes(8, "little") + data)
+    return total.hexdigest()

@@ -1,0 +1,146 @@
+"""EncodedDataset: examples -> token ids and label masks, once and cached, or one by one.
+
+encoded = EncodedDataset(GraphQADataset("DATA", "train"), processor, max_length=512, cache_dir="CACHE")
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from data_processor import dataset, graph_text
+from data_processor.dataset import ConversationDataset, Example, GraphQADataset, digest
+from data_processor.schema import Rejected, atomic_write
+
+logger = logging.getLogger(__name__)
+
+
+class Processor(Protocol):
+    """What this file needs of GraphLLMProcessor."""
+
+    tokenizer: Any
+    chat_template: str
+
+    def encode(self, messages: list[dict[str, Any]], max_length: int | None = None) -> dict[str, Any]: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+class EncodedDataset(Dataset):
+    """Examples as token ids and label masks, ready for the collator.
+
+    Eagerly (the default) every example is tokenised once, before training, and kept in a file of `cache_dir` whose
+    name is a digest of all that changes the result; examples that cannot be used go to `rejected`. Lazily each is
+    tokenised when it is asked for, in the data loader's workers, and one that cannot be used is an error.
+
+    Args:
+        dataset: a GraphQADataset or ConversationDataset.
+        processor: the GraphLLMProcessor.
+        max_length: longest input in tokens; the prompt side is shortened, never the answer.
+        lazy: tokenise on demand.
+        cache_dir: where eager results are kept; None keeps them in memory only.
+        rejected: the JSON lines file for examples left out.
+
+    Raises:
+        ValueError: no example is left.
+    """
+
+    def __init__(
+        self,
+        dataset: GraphQADataset | ConversationDataset,
+        processor: Processor,
+        max_length: int | None = None,
+        lazy: bool = False,
+        cache_dir: str | Path | None = None,
+        rejected: str | Path = "rejected.jsonl",
+    ) -> None:
+        self.dataset, self.processor, self.max_length, self.lazy = dataset, processor, max_length, lazy
+        if lazy:
+            self.index = np.arange(len(dataset))
+            return
+        cache = None if cache_dir is None else Path(cache_dir) / f"{self.fingerprint}.safetensors"
+        arrays = load_file(cache) if cache is not None and cache.is_file() else self._encode_all(cache, Path(rejected))
+        self.index, self.offsets = arrays["index"], arrays["offsets"]
+        self.input_ids, self.labels = arrays["input_ids"], arrays["labels"]
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all that changes the result: data, tokenizer, template, settings, and the code that makes it."""
+        modules = (sys.modules[__name__], dataset, graph_text, sys.modules[type(self.processor).__module__])
+        code = [inspect.getsource(module) for module in modules]
+        tokenizer = self.processor.tokenizer
+        vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else vocabulary
+        settings = {name: value for name, value in self.processor.to_dict().items() if isinstance(value, str | int)}
+        return digest(code, backend, settings, self.processor.chat_template, self.max_length, self.dataset.fingerprint)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> Example:
+        source = int(self.index[index])
+        if self.lazy:
+            return encode_example(self.dataset[source], self.processor, self.max_length)
+        span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        return {
+            "input_ids": self.input_ids[span].tolist(),
+            "labels": self.labels[span].tolist(),
+            "graphs": self.dataset.graphs(source),
+        }
+
+    def _encode_all(self, cache: Path | None, rejected: Path) -> dict[str, np.ndarray]:
+        kept, ids, labels, truncated = [], [], [], 0
+        with Rejected(rejected) as left_out:
+            for i in tqdm(range(len(self.dataset)), desc="tokenising", unit="example", mininterval=1.0):
+                example = self.dataset[i]
+                try:
+                    encoded = encode_example(example, self.processor, self.max_length)
+                except ValueError as error:
+                    left_out.add(self.dataset.path, i + 1, str(error), {"id": example["id"]})
+                    continue
+                kept.append(i)
+                ids.append(encoded["input_ids"])
+                labels.append(encoded["labels"])
+                truncated += encoded["truncated"] > 0
+        if left_out.count:
+            logger.warning("%d of %d examples left out, reasons in %s", left_out.count, len(self.dataset), rejected)
+        if truncated:
+            logger.warning("%d of %d prompts shortened to %s tokens", truncated, len(kept), self.max_length)
+        if not kept:
+            raise ValueError(f"None of {len(self.dataset)} examples can be used; the reasons are in {rejected}.")
+        arrays = {
+            "index": np.array(kept, dtype=np.int64),
+            "offsets": np.cumsum([0, *map(len, ids)], dtype=np.int64),
+            "input_ids": np.concatenate([np.array(row, dtype=np.int32) for row in ids]),
+            "labels": np.concatenate([np.array(row, dtype=np.int32) for row in labels]),
+        }
+        if cache is not None:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(cache) as temporary:
+                save_file(arrays, temporary)
+        return arrays
+
+
+def encode_example(example: Example, processor: Processor, max_length: int | None) -> Example:
+    """Token ids, labels and graphs of one example.
+
+    Raises:
+        ValueError: nothing in it is to be learnt, or its answer does not fit; the message names the example.
+    """
+    try:
+        encoded = processor.encode(example["messages"], max_length)
+    except ValueError as error:
+        raise ValueError(f"example {example['id']!r}: {error}") from error
+    if all(label < 0 for label in encoded.get("labels", [])):
+        raise ValueError(
+            f"example {example['id']!r}: no word is the assistant's, so there is nothing to learn from it."
+        )
+    return encoded
