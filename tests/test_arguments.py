@@ -1,0 +1,229 @@
+"""finetune.py's flags: YAML under the command line, unknown names, the key, and one refusal per row of checks.py."""
+
+import json
+import os
+import sys
+from argparse import Namespace
+
+import pytest
+
+from training import checks
+from training.arguments import parse
+from training.checks import CHECKS, Machine, check_flags
+
+CPU = Machine(gpus=0, launched=False)
+
+
+@pytest.fixture
+def base(tmp_path):
+    """The least that parses: a data file and a model's name."""
+    data = tmp_path / "data.json"
+    data.write_text("[]")
+    return ["--model_name_or_path", "some/model", "--data_path", str(data), "--output_dir", str(tmp_path / "out")]
+
+
+def test_flags_override_the_yaml_file_and_the_rest_keeps_its_default(base, tmp_path):
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text(
+        "learning_rate: 1e-4\nlora_r: 4\nlora_target_modules: [q_proj, v_proj]\ngraph_encoder: gat\n"
+        "use_text: false\nlr_scheduler_kwargs: {num_cycles: 1}\nmax_text_tokens: null\n"
+    )
+    arguments = parse([str(recipe), *base, "--lora_r", "8"])
+    assert arguments.training.learning_rate == 1e-4
+    assert arguments.lora.lora_r == 8
+    assert arguments.lora.lora_target_modules == ["q_proj", "v_proj"]
+    assert arguments.graph.graph_encoder == "gat"
+    assert arguments.data.use_text is False
+    assert arguments.data.max_text_tokens is None
+    assert arguments.training.lr_scheduler_kwargs == {"num_cycles": 1}
+
+
+def test_lora_is_the_default_and_a_frozen_model_needs_one_flag(base):
+    assert parse(base).adaptation == "lora"
+    assert parse([*base, "--freeze_lm"]).adaptation == "frozen"
+    assert parse([*base, "--use_lora", "False", "--freeze_lm", "False"]).adaptation == "full"
+
+
+def test_settings_that_flat_graph_batches_need(base):
+    training = parse(base).training
+    assert training.remove_unused_columns is False
+    assert training.label_names == ["labels"]
+    assert training.prediction_loss_only is True
+    assert training.ddp_find_unused_parameters is False
+    assert training.accelerator_config.dispatch_batches is False
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--learning_rat", "1"], "--learning_rate"),
+        (["--graph_hidden", "1"], "--graph_hidden_dim"),
+        (["--warmup_ratio", "0.1"], "--warmup_steps"),
+        (["--evaluation_strategy", "no"], "--eval_strategy"),
+    ],
+)
+def test_unknown_flag_is_an_error_that_names_the_nearest(base, words, named):
+    with pytest.raises(ValueError, match=named):
+        parse([*base, *words])
+
+
+def test_unknown_yaml_key_is_an_error_that_names_the_nearest_and_the_file(base, tmp_path):
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text("num_graph_token: 4\n")
+    with pytest.raises(ValueError, match="x.yaml.*--num_graph_tokens"):
+        parse([str(recipe), *base])
+
+
+@pytest.mark.parametrize(("text", "said"), [("- a\n", "key: value"), ("a: [", "is not YAML")])
+def test_malformed_yaml_is_one_sentence(base, tmp_path, text, said):
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        parse([str(recipe), *base])
+
+
+def test_missing_yaml_file_and_value_of_the_wrong_type(base):
+    with pytest.raises(ValueError, match="no file 'nowhere.yaml'"):
+        parse(["nowhere.yaml", *base])
+    with pytest.raises(ValueError, match="learning_rate"):
+        parse([*base, "--learning_rate", "fast"])
+
+
+@pytest.mark.parametrize("words", [["--key", "s3cret"], ["--key=s3cret"], ["--wandb_key", "s3cret"]])
+def test_the_key_is_exported_and_kept_nowhere_else(base, monkeypatch, words):
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *base, *words])
+    arguments = parse(sys.argv[1:])
+    assert os.environ["WANDB_API_KEY"] == "s3cret"
+    assert "s3cret" not in " ".join(sys.argv)
+    assert "s3cret" not in json.dumps(arguments.flat())
+
+
+def test_a_key_without_a_value_is_refused(base):
+    with pytest.raises(ValueError, match="without a value"):
+        parse([*base, "--key"])
+
+
+def test_the_finetune_command_of_knowledge_update_parses(base, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    arguments = parse(
+        [*base, *"--key K --use_wandb True --wandb_run_name run-lora --bf16 True --num_train_epochs 20".split()]
+        + "--per_device_train_batch_size 32 --per_device_eval_batch_size 8 --gradient_accumulation_steps 8".split()
+        + "--validation True --validation_size 1000 --logging_strategy steps --logging_steps 4".split()
+        + "--eval_strategy steps --eval_steps 4 --save_strategy steps --save_total_limit 3".split()
+        + "--learning_rate 1e-5".split()
+    )
+    assert arguments.adaptation == "lora"
+    assert (arguments.data.validation, arguments.data.validation_size) == (True, 1000)
+    assert arguments.training.report_to == ["wandb"]
+    assert arguments.training.run_name == "run-lora"
+
+
+def deepspeed(tmp_path, **blocks) -> str:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(blocks))
+    return str(path)
+
+
+def filled(folder, name):
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("{}")
+    return str(folder)
+
+
+# One row for each row of CHECKS: flags that it refuses, and the machine they are refused on.
+ROWS = {
+    "no model": lambda t: ({"model_name_or_path": None}, CPU),
+    "no data": lambda t: ({"data_path": None}, CPU),
+    "missing data": lambda t: ({"data_path": str(t / "nowhere")}, CPU),
+    "unknown stage": lambda t: ({"stage": "dance"}, CPU),
+    "no GPU": lambda t: ({"use_cpu": False}, CPU),
+    "several GPUs without torchrun": lambda t: ({}, Machine(gpus=2, launched=False)),
+    "DeepSpeed optimizer": lambda t: ({"deepspeed": deepspeed(t, optimizer={})}, CPU),
+    "DeepSpeed scheduler": lambda t: ({"deepspeed": deepspeed(t, scheduler={})}, CPU),
+    "ZeRO-3 save": lambda t: ({"deepspeed": deepspeed(t, zero_optimization={"stage": 3})}, CPU),
+    "ZeRO-3 prediction": lambda t: ({"deepspeed": "ds_configs/zero3.json", "do_predict": True}, CPU),
+    "FSDP on CPU": lambda t: ({"fsdp": True}, CPU),
+    "fp16 and bf16": lambda t: ({"fp16": True, "bf16": True}, Machine(gpus=1, launched=False)),
+    "fp16 on CPU": lambda t: ({"fp16": True}, CPU),
+    "label smoothing": lambda t: ({"label_smoothing_factor": 0.1}, CPU),
+    "best model without evaluation": lambda t: ({"load_best_model_at_end": True}, CPU),
+    "unused columns": lambda t: ({"remove_unused_columns": True}, CPU),
+    "generation in the Trainer": lambda t: ({"prediction_loss_only": False}, CPU),
+    "unrelated output": lambda t: ({"output_dir": filled(t / "photos", "cat.txt")}, CPU),
+    "output over input": lambda t: ({"init_from": filled(t / "m", "run.json"), "output_dir": str(t / "m")}, CPU),
+    "another run": lambda t: ({"output_dir": earlier_run(t), "lora_r": 8}, CPU),
+    "nothing to train": lambda t: ({"freeze_lm": True, "use_graph": False}, CPU),
+    "4 bits without adapters": lambda t: ({"q_lora": True, "use_lora": False}, CPU),
+    "4 bits without bitsandbytes": lambda t: ({"q_lora": True}, CPU),
+    "4 bits under ZeRO-3": lambda t: ({"q_lora": True, "deepspeed": "ds_configs/zero3.json"}, CPU),
+    "4 bits with init_from": lambda t: ({"q_lora": True, "init_from": "x"}, CPU),
+    "base of a full model": lambda t: ({"include_base": True, "use_lora": False}, CPU),
+    "text style": lambda t: ({"text_style": "prose"}, CPU),
+    "validation size": lambda t: ({"validation_size": 0}, CPU),
+    "chat template file": lambda t: ({"chat_template": "nowhere.jinja"}, CPU),
+    "json without dry run": lambda t: ({"json": "x.json"}, CPU),
+    "checkpoint folder": lambda t: ({"resume_from_checkpoint": str(t)}, CPU),
+    "nothing to do": lambda t: ({"do_train": False}, CPU),
+}
+
+
+def earlier_run(tmp_path) -> str:
+    folder = tmp_path / "earlier"
+    whole = folder / "checkpoint-4"
+    whole.mkdir(parents=True)
+    (whole / "complete").touch()
+    (folder / "run.json").write_text(json.dumps({"arguments": {"lora_r": 64, "model_name_or_path": "some/model"}}))
+    return str(folder)
+
+
+def usable(tmp_path) -> Namespace:
+    """Flags that no row refuses."""
+    data = tmp_path / "data.json"
+    data.write_text("[]")
+    words = ["--model_name_or_path", "some/model", "--data_path", str(data), "--output_dir", str(tmp_path / "out")]
+    return Namespace(**{**vars_of(parse(words)), "use_cpu": None})
+
+
+def vars_of(arguments) -> dict:
+    values = {}
+    for room in (arguments.run, arguments.model, arguments.graph, arguments.lora, arguments.data, arguments.training):
+        values |= vars(room)
+    return values | {"eval_strategy": arguments.training.eval_strategy.value}
+
+
+def test_every_row_of_checks_has_a_case():
+    assert [check.name for check in CHECKS] == list(ROWS)
+
+
+def test_flags_without_a_conflict_pass_every_row(tmp_path):
+    check_flags(usable(tmp_path), CPU)
+    check_flags(usable(tmp_path), Machine(gpus=8, launched=True))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_row_refuses_its_combination_in_one_sentence_of_its_own(tmp_path, monkeypatch, name):
+    changes, machine = ROWS[name](tmp_path)
+    missing = name == "4 bits without bitsandbytes"
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda package: None if missing else object())
+    flags = Namespace(**{**vars(usable(tmp_path)), **changes})
+    check = next(check for check in CHECKS if check.name == name)
+    assert check.refused(flags, machine)
+    with pytest.raises(ValueError) as raised:
+        check_flags(flags, machine)
+    message = str(raised.value)
+    assert message == check.message.format(**vars(flags) | vars(machine))
+    assert "{" not in message and message.endswith(".")
+
+
+def test_missing_and_malformed_deepspeed_files_are_named(base, tmp_path):
+    with pytest.raises(ValueError, match="nowhere.json: no such file"):
+        parse([*base, "--deepspeed", "nowhere.json"])
+    (tmp_path / "ds.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        parse([*base, "--deepspeed", str(tmp_path / "ds.json")])
+
+
+def test_a_whole_checkpoint_of_the_same_run_is_continued(tmp_path):
+    flags = Namespace(**{**vars(usable(tmp_path)), "output_dir": earlier_run(tmp_path)})
+    check_flags(flags, CPU)

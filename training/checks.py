@@ -1,0 +1,271 @@
+"""What finetune.py refuses and why: a row for each combination of flags that cannot work, checked before the start."""
+
+import importlib.util
+import json
+import os
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.stages import STAGES
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the run starts: GPUs that this process sees, and whether a launcher such as torchrun started it."""
+
+    gpus: int
+    launched: bool
+
+    @classmethod
+    def here(cls) -> "Machine":
+        gpus = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+        return cls(gpus, "LOCAL_RANK" in os.environ)
+
+
+Refused = Callable[[Namespace, Machine], Any]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One refusal: `refused` is true where the flags cannot work; `message` is formatted with flags and machine."""
+
+    name: str
+    refused: Refused
+    message: str
+
+
+def deepspeed_config(flags: Namespace) -> dict[str, Any]:
+    """The DeepSpeed configuration that `--deepspeed` names, or {}.
+
+    Raises:
+        ValueError: no such file, or not JSON.
+    """
+    if not flags.deepspeed:
+        return {}
+    inline = str(flags.deepspeed).lstrip().startswith("{")
+    if not inline and not Path(flags.deepspeed).is_file():
+        raise ValueError(f"--deepspeed {flags.deepspeed}: no such file. Those of the project are in ds_configs/.")
+    try:
+        return json.loads(flags.deepspeed if inline else Path(flags.deepspeed).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--deepspeed {flags.deepspeed} is not JSON: {error}") from error
+
+
+def zero_stage(flags: Namespace) -> int:
+    """0 without DeepSpeed, else the stage of ZeRO."""
+    return int(deepspeed_config(flags).get("zero_optimization", {}).get("stage", 0))
+
+
+def _unrelated(flags: Namespace, machine: Machine) -> bool:
+    folder = Path(flags.output_dir)
+    if flags.dry_run or not flags.do_train or not folder.exists():
+        return False
+    if folder.is_file():
+        return True
+    ours = any(folder.glob("run.json")) or any(folder.glob("checkpoint-*"))
+    return any(folder.iterdir()) and not ours
+
+
+def _writes_to_data(flags: Namespace, machine: Machine) -> bool:
+    places = [place for place in (flags.data_path, flags.model_name_or_path, flags.init_from) if place]
+    return any(Path(place).resolve() == Path(flags.output_dir).resolve() for place in places)
+
+
+# what a run must have in common with the one whose checkpoint it continues
+IDENTITY = (
+    "stage", "model_name_or_path", "init_from", "data_path", "use_lora", "freeze_lm", "q_lora", "lora_r", "lora_alpha",
+    "graph_encoder", "graph_hidden_dim", "graph_num_layers", "graph_readout", "num_graph_tokens", "graph_projector",
+    "use_graph", "use_text", "seed", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
+)  # fmt: skip
+
+
+def _another_run(flags: Namespace, machine: Machine) -> bool:
+    """Whether a checkpoint would be continued with arguments that make it another run."""
+    record = Path(flags.output_dir) / "run.json"
+    if flags.resume_from_checkpoint != "auto" or not flags.do_train or flags.dry_run or not record.is_file():
+        return False
+    if not any(Path(flags.output_dir).glob("checkpoint-*/complete")):
+        return False
+    before = json.loads(record.read_text(encoding="utf-8"))["arguments"]
+    return any(name in before and before[name] != vars(flags)[name] for name in IDENTITY)
+
+
+CHECKS = (
+    Check(
+        "no model",
+        lambda f, m: not f.model_name_or_path and not f.init_from,
+        "No model was named. Pass --model_name_or_path (a Hub id or a folder) or --init_from (an earlier output).",
+    ),
+    Check(
+        "no data",
+        lambda f, m: not f.data_path,
+        "No data was named. Pass --data_path (a dataset folder, conversation JSON or chat JSON lines).",
+    ),
+    Check(
+        "missing data",
+        lambda f, m: f.data_path and not Path(f.data_path).exists(),
+        "--data_path {data_path} does not exist. Give a dataset folder, conversation JSON or chat JSON lines.",
+    ),
+    Check(
+        "unknown stage",
+        lambda f, m: f.stage not in STAGES,
+        f"--stage {{stage}} is not known. Use one of: {', '.join(STAGES)}.",
+    ),
+    Check(
+        "no GPU",
+        lambda f, m: f.use_cpu is False and m.gpus == 0,
+        "A GPU was asked for (--use_cpu False), but this process sees none. Leave the flag out for the CPU, or "
+        "check the driver and CUDA_VISIBLE_DEVICES.",
+    ),
+    Check(
+        "several GPUs without torchrun",
+        lambda f, m: m.gpus > 1 and not m.launched and not f.use_cpu and not f.dry_run,
+        "{gpus} GPUs are visible to one process, whose batches of graphs would be cut by row. Start with `torchrun "
+        "--nproc_per_node {gpus} finetune.py ...` or shells/finetune_lora_ds.sh, or set CUDA_VISIBLE_DEVICES.",
+    ),
+    Check(
+        "DeepSpeed optimizer",
+        lambda f, m: "optimizer" in deepspeed_config(f),
+        "{deepspeed} has an optimizer block, which would override --optim, --learning_rate and --graph_learning_rate. "
+        "Remove the block.",
+    ),
+    Check(
+        "DeepSpeed scheduler",
+        lambda f, m: "scheduler" in deepspeed_config(f),
+        "{deepspeed} has a scheduler block, which would override --lr_scheduler_type. Remove the block.",
+    ),
+    Check(
+        "ZeRO-3 save",
+        lambda f, m: zero_stage(f) == 3
+        and not deepspeed_config(f)["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save"),
+        "{deepspeed} would save empty weights under ZeRO-3. Set stage3_gather_16bit_weights_on_model_save to true.",
+    ),
+    Check(
+        "ZeRO-3 prediction",
+        lambda f, m: zero_stage(f) == 3 and f.do_predict,
+        "--do_predict does not run on weights partitioned by ZeRO-3. Leave it out, and run `python -m evaluation "
+        "generate` on the output.",
+    ),
+    Check(
+        "FSDP on CPU",
+        lambda f, m: f.fsdp and (f.use_cpu or m.gpus == 0),
+        "--fsdp has no effect on a CPU: training would fall back to whole copies. Leave it out, or use a GPU.",
+    ),
+    Check("fp16 and bf16", lambda f, m: f.fp16 and f.bf16, "--fp16 and --bf16 exclude each other. Set one of them."),
+    Check(
+        "fp16 on CPU",
+        lambda f, m: f.fp16 and (f.use_cpu or m.gpus == 0),
+        "--fp16 does not train on a CPU. Use --bf16 True, or leave both out.",
+    ),
+    Check(
+        "label smoothing",
+        lambda f, m: f.label_smoothing_factor != 0,
+        "--label_smoothing_factor {label_smoothing_factor} would smooth unshifted labels and train the wrong tokens. "
+        "Leave it out.",
+    ),
+    Check(
+        "best model without evaluation",
+        lambda f, m: f.load_best_model_at_end and f.eval_strategy == "no",
+        "--load_best_model_at_end needs evaluations to compare. Set --eval_strategy to the value of --save_strategy.",
+    ),
+    Check(
+        "unused columns",
+        lambda f, m: f.remove_unused_columns,
+        "--remove_unused_columns True would drop the graphs before they are batched. Leave it out.",
+    ),
+    Check(
+        "generation in the Trainer",
+        lambda f, m: not f.prediction_loss_only,
+        "--prediction_loss_only False would gather logits of rows of different widths. Leave it out; --do_predict "
+        "generates answers.",
+    ),
+    Check(
+        "unrelated output",
+        _unrelated,
+        "--output_dir {output_dir} is not empty and holds no run of this program. Choose another folder, or empty it.",
+    ),
+    Check(
+        "output over input",
+        _writes_to_data,
+        "--output_dir {output_dir} is also an input of this run and would be overwritten. Choose another folder.",
+    ),
+    Check(
+        "another run",
+        _another_run,
+        "--output_dir {output_dir} holds checkpoints of a run with other arguments (see its run.json). Choose another "
+        "folder, or begin again there with --resume_from_checkpoint none.",
+    ),
+    Check(
+        "nothing to train",
+        lambda f, m: f.freeze_lm and not f.use_graph,
+        "--freeze_lm True with --use_graph False leaves nothing to train. Change one of them.",
+    ),
+    Check(
+        "4 bits without adapters",
+        lambda f, m: f.q_lora and (f.freeze_lm or not f.use_lora),
+        "--q_lora trains adapters on a 4-bit model. Set --use_lora True and --freeze_lm False.",
+    ),
+    Check(
+        "4 bits without bitsandbytes",
+        lambda f, m: f.q_lora and importlib.util.find_spec("bitsandbytes") is None,
+        "--q_lora needs bitsandbytes. Run `pip install bitsandbytes`.",
+    ),
+    Check(
+        "4 bits under ZeRO-3",
+        lambda f, m: f.q_lora and zero_stage(f) == 3,
+        "--q_lora under ZeRO-3 is not supported. Use ds_configs/zero2.json.",
+    ),
+    Check(
+        "4 bits with init_from",
+        lambda f, m: f.q_lora and f.init_from,
+        "--q_lora quantises a base model when it is first loaded. Pass --model_name_or_path instead of --init_from.",
+    ),
+    Check(
+        "base of a full model",
+        lambda f, m: f.include_base and not f.use_lora and not f.freeze_lm,
+        "--include_base copies an untrained base model, but a full fine-tune writes all weights. Leave it out.",
+    ),
+    Check(
+        "text style",
+        lambda f, m: f.text_style not in ("triples", "tables"),
+        "--text_style {text_style} is not known. Use triples or tables.",
+    ),
+    Check(
+        "validation size",
+        lambda f, m: f.validation_size < 1,
+        "--validation_size {validation_size} takes no row. Set it to 1 or more, or --validation False.",
+    ),
+    Check(
+        "chat template file",
+        lambda f, m: f.chat_template and not Path(f.chat_template).is_file(),
+        "--chat_template {chat_template}: no such file. It takes a Jinja file.",
+    ),
+    Check(
+        "json without dry run",
+        lambda f, m: f.json and not f.dry_run,
+        "--json writes the figures of --dry_run. Add --dry_run True, or leave it out: runs write metrics.json.",
+    ),
+    Check(
+        "checkpoint folder",
+        lambda f, m: f.resume_from_checkpoint not in (None, "auto", "none")
+        and not (Path(f.resume_from_checkpoint) / "trainer_state.json").is_file(),
+        "--resume_from_checkpoint {resume_from_checkpoint} is no checkpoint. Give a checkpoint-N folder.",
+    ),
+    Check(
+        "nothing to do",
+        lambda f, m: not (f.do_train or f.do_eval or f.do_predict or f.dry_run),
+        "--do_train False leaves nothing to do. Add --do_eval True or --do_predict True.",
+    ),
+)
+
+
+def check_flags(flags: Namespace, machine: Machine) -> None:
+    """Raises ValueError with the message of the first row of CHECKS that applies."""
+    for check in CHECKS:
+        if check.refused(flags, machine):
+            raise ValueError(check.message.format(**vars(flags) | vars(machine)))
