@@ -134,7 +134,7 @@ class GraphLLMConfig(PreTrainedConfig):
         text_model_revision: branch, tag or commit of that repository.
         graph_token: the placeholder's text.
         graph_token_id: the placeholder's id, usually just past the language model's vocabulary.
-        text_encoder: what made the node and edge features; questions about new graphs must use the same.
+        feature_encoder: the text encoder that made the node and edge features; new graphs must use the same.
         lean: the folder holds no weights of the language model; `from_pretrained` takes them from
             `text_model_name_or_path`.
     """
@@ -151,7 +151,7 @@ class GraphLLMConfig(PreTrainedConfig):
     text_model_revision: str | None = None
     graph_token: str = "<|graph|>"
     graph_token_id: int | None = None
-    text_encoder: str | None = None
+    feature_encoder: str | None = None
     lean: bool = False
     use_cache: bool = True
 
@@ -271,7 +271,7 @@ class GraphEncoder(nn.Module):
         if x.shape[-1] != self.config.feature_dim:
             raise ValueError(
                 f"Node features are {x.shape[-1]} wide, the encoder was built for {self.config.feature_dim}. "
-                "Use the text encoder that config.text_encoder names."
+                "Use the text encoder that config.feature_encoder names."
             )
         if not self.config.edge_feature_dim or self.config.encoder not in READS_EDGES:
             return
@@ -413,7 +413,7 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
         graph_config: GraphConfig | dict[str, Any],
         graph_token_id: int,
         graph_token: str = "<|graph|>",
-        text_encoder: str | None = None,
+        feature_encoder: str | None = None,
         revision: str | None = None,
         **language_model_kwargs: Any,
     ) -> "GraphLLMForConditionalGeneration":
@@ -424,7 +424,7 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
             graph_config: a `GraphConfig` or its fields.
             graph_token_id: the placeholder's id, `processor.graph_token_id`.
             graph_token: the placeholder's text.
-            text_encoder: what made the features, kept in the configuration.
+            feature_encoder: the text encoder that made the features, kept in the configuration.
             revision: of the language model's repository.
             language_model_kwargs: for the language model's `from_pretrained` (dtype, quantization_config, device_map,
                 attn_implementation, token, ...).
@@ -439,7 +439,7 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
             text_model_revision=revision,
             graph_token=graph_token,
             graph_token_id=graph_token_id,
-            text_encoder=text_encoder,
+            feature_encoder=feature_encoder,
             # A composite configuration hands its own attention setting down to its parts.
             attn_implementation=language_model.config._attn_implementation,
         )

@@ -107,7 +107,7 @@ def build_model(language_model_folder: Path) -> Callable:
         )
         torch.manual_seed(1)
         model = GraphLLMForConditionalGeneration.from_components(
-            str(language_model_folder), config, graph_token_id=processor.graph_token_id, text_encoder="hashing:6"
+            str(language_model_folder), config, graph_token_id=processor.graph_token_id, feature_encoder="hashing:6"
         )
         return model.eval(), processor
 
