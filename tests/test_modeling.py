@@ -87,7 +87,7 @@ def test_new_weights_are_finite_for_every_encoder_and_norm():
             assert all(torch.isfinite(p).all() for p in model.parameters()), (encoder, norm)
 
 
-# ------------------------------------------------------------------------------------------------- configurations that agree
+# ---- configurations that agree
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_a_batch_equals_its_samples(encoder, build_model, ask, toy_graph):
     small = {"node_features": toy_graph["node_features"][:2], "edge_index": torch.tensor([[0], [1]])}
@@ -151,7 +151,7 @@ def test_a_graph_without_nodes_is_the_learned_null_vector(build_model, ask):
     assert not torch.allclose(before, logits_of(model, batch))
 
 
-# ------------------------------------------------------------------------------------------------- what must make a difference
+# ---- what must make a difference
 @pytest.mark.parametrize("encoder", [encoder for encoder in ENCODERS if encoder != "none"])
 def test_changing_an_edge_changes_the_output(encoder, build_model, ask, toy_graph):
     model, processor = build_model(encoder=encoder)
@@ -195,7 +195,7 @@ def test_trains_under_bf16_autocast(build_model, ask):
         assert torch.isfinite(loss), encoder
 
 
-# ------------------------------------------------------------------------------------------------------ placeholder contract
+# ---- placeholder contract
 def test_placeholders_and_graph_tokens_are_counted(build_model, ask, toy_graph):
     model, processor = build_model()
     batch = batch_of(processor, ask(graphs=[toy_graph, toy_graph]))
@@ -250,7 +250,7 @@ def test_graphs_beside_inputs_embeds_are_refused(build_model, ask):
         model(inputs_embeds=embeds, graph_node_features=batch["graph_node_features"])
 
 
-# ------------------------------------------------------------------------------------------------------------------ generation
+# ---- generation
 def test_generate_equals_argmax_by_hand_and_encodes_once(build_model, ask, toy_graph):
     model, processor = build_model()
     batch = batch_of(processor, ask(), ask("what?", []), ask("a b c", [toy_graph, EMPTY, toy_graph]))
@@ -298,7 +298,7 @@ def test_encoded_graphs_can_be_given_and_zeroed(build_model, ask):
     assert (zeroed[0] - logits_of(model, {**batch, **graph_inputs})[0]).abs().max() > 1e-5
 
 
-# ------------------------------------------------------------------------------------------------------------ encoder-decoder
+# ---- encoder-decoder
 def test_an_encoder_decoder_trains_generates_and_reloads(ask, tmp_path):
     from conftest import build_tokenizer
     from transformers import T5Config, T5ForConditionalGeneration
