@@ -20,7 +20,7 @@ for folder in sys.argv[1:]:
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     graph = {"node_features": torch.ones(2, 6), "edge_index": [[0], [1]], "edge_features": torch.ones(1, 5)}
     messages = [{"role": "user", "content": [{"type": "graph", "graph": graph}, {"type": "text", "text": "who?"}]}]
-    batch = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True)
+    batch = processor.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
     with torch.no_grad():
         logits = model(**batch).logits[0, -1]
     ids = model.generate(**batch, max_new_tokens=3, do_sample=False)[0].tolist()
