@@ -1,0 +1,129 @@
+"""Rows of foreign text files: bytes to lines to fields; what is no row is rejected with its line number."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from data_processor.schema import Rejected
+
+LINE_LIMIT = 1 << 20  # bytes: a longer line is damage, no name is so long
+SAMPLE_LINES = 200  # looked at to find out how a file separates its fields
+DELIMITERS = ("\t", "|", ",")
+
+
+class ImportReport(NamedTuple):
+    """What an import read and what became of it: rows = kept + rejected."""
+
+    rows: int
+    kept: int
+    rejected: int
+    summary: str
+
+
+class RowReader:
+    """Reads files row by row; `count` is the number of rows seen, good and bad.
+
+    Args:
+        rejected: takes the rows that cannot be read.
+    """
+
+    def __init__(self, rejected: Rejected) -> None:
+        self.rejected = rejected
+        self.count = 0
+
+    def lines(self, path: Path) -> Iterator[tuple[int, str]]:
+        """Yields (line number from 1, line without its end) of a text file, plain or .gz; blank lines are no rows."""
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            for number, raw in enumerate(tqdm(file, desc=path.name, unit=" lines", delay=2), start=1):
+                line = self._decode(path, number, raw)
+                if line is not None:
+                    yield number, line
+
+    def _decode(self, path: Path, number: int, raw: bytes) -> str | None:
+        if not raw.strip():
+            return None
+        self.count += 1
+        if len(raw) > LINE_LIMIT:
+            self.reject(path, number, f"a line of {len(raw)} bytes; the limit is {LINE_LIMIT}", repr(raw[:200]))
+            return None
+        try:
+            return raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            self.reject(path, number, f"not UTF-8 ({error.reason} at byte {error.start})", repr(raw[:200]))
+            return None
+
+    def fields(self, path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+        """Yields (line number, fields); a comma file may quote fields as CSV does, also over several lines."""
+        rows = self._csv_rows(path) if delimiter == "," else self._split_rows(path, delimiter)
+        return ((number, [field.strip() for field in fields]) for number, fields in rows)
+
+    def _split_rows(self, path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+        return ((number, line.split(delimiter)) for number, line in self.lines(path))
+
+    def _csv_rows(self, path: Path) -> Iterator[tuple[int, list[str]]]:
+        csv.field_size_limit(LINE_LIMIT)
+        numbers: list[int] = []
+        reader = csv.reader(remembered(self.lines(path), numbers))
+        while True:
+            numbers.clear()
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                self.count -= len(numbers) - 1
+                self.reject(path, numbers[0], f"not CSV ({error})", "")
+                continue
+            self.count -= len(numbers) - 1  # a row of several lines is one row
+            yield numbers[0], fields
+
+    def reject(self, path: Path, line: int, reason: str, row: object) -> None:
+        """Puts a row that was counted among the rejected."""
+        self.rejected.add(path, line, reason, row)
+
+
+def remembered(lines: Iterable[tuple[int, str]], numbers: list[int]) -> Iterator[str]:
+    """The lines with their ends, their numbers noted down."""
+    for number, line in lines:
+        numbers.append(number)
+        yield line + "\n"
+
+
+def find_delimiter(path: Path, fields: int) -> str:
+    """The delimiter (tab, | or comma) by which most of the first lines have so many fields.
+
+    Raises:
+        ValueError: no line of the sample has.
+    """
+    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+        sample = [raw.decode("utf-8", errors="replace") for raw, _ in zip(file, range(SAMPLE_LINES), strict=False)]
+    csv.field_size_limit(LINE_LIMIT)
+    counts = {delimiter: sum(len(split(line, delimiter)) == fields for line in sample) for delimiter in DELIMITERS}
+    best = max(DELIMITERS, key=lambda delimiter: counts[delimiter])
+    if counts[best] == 0:
+        raise ValueError(
+            f"{path}: none of the first {len(sample)} lines has {fields} fields separated by tab, '|' or comma; "
+            f"a triple stands in one line as head, relation, tail"
+        )
+    return best
+
+
+def split(line: str, delimiter: str) -> list[str]:
+    """The fields of one line for the look at a sample; an unfinished quote counts as none."""
+    try:
+        return next(csv.reader([line])) if delimiter == "," else line.split(delimiter)
+    except (csv.Error, StopIteration):
+        return []
+
+
+def require(path: Path) -> Path:
+    """The path, when there is something; ValueError otherwise."""
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; check --input")
+    return path
