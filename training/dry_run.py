@@ -1,0 +1,87 @@
+"""`--dry_run`: what a run would train, on what, in how many steps and how much memory, without training."""
+
+import math
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from data_processor.preprocess import EncodedDataset
+from data_processor.schema import write_json
+from processing_graphllm import IGNORE_INDEX, GraphLLMProcessor
+from training.arguments import Arguments, TrainingArguments
+from training.checks import zero_stage
+from training.memory import Step, estimate, format_memory, format_parameters, parameter_table
+
+SAMPLE = 256  # examples that the lengths are taken from
+
+
+def dry_run(
+    arguments: Arguments, model: PreTrainedModel | PeftModel, processor: GraphLLMProcessor, train: EncodedDataset
+) -> tuple[str, dict[str, float]]:
+    """The report as text, and its figures by name, which also go to --json if that is given."""
+    table = parameter_table(model)
+    step = measure(arguments, train)
+    memory = estimate(model, model.config.text_config, step)
+    counts = steps(arguments.training, len(train))
+    report = [
+        format_parameters(table),
+        f"the first example; what is trained stands in «»\n\n{rendered(train[0], processor)}",
+        format_memory(memory),
+        ", ".join(f"{name} {value:,}" for name, value in counts.items()),
+    ]
+    figures = {f"{room}/{name}": float(value) for room, row in table.items() for name, value in row.items()}
+    figures |= {f"memory/{name}": size for name, (size, _) in memory.items()}
+    figures |= {f"steps/{name}": float(value) for name, value in counts.items()}
+    if arguments.run.json:
+        write_json(arguments.run.json, figures)
+    return "\n\n".join(report), figures
+
+
+def measure(arguments: Arguments, train: EncodedDataset) -> Step:
+    """The step that the flags and the first examples describe."""
+    training = arguments.training
+    sample = [train[i] for i in range(min(SAMPLE, len(train)))]
+    labels = [sum(label != IGNORE_INDEX for label in one["labels"]) for one in sample]
+    mixed = training.bf16 or training.fp16
+    return Step(
+        batch=training.per_device_train_batch_size,
+        tokens=max(len(one["input_ids"]) for one in sample),
+        labels=sum(labels) / len(labels),
+        world_size=training.world_size,
+        zero_stage=zero_stage(training),
+        half=bool(training.deepspeed and mixed),
+        activation_bytes=2 if mixed else 4,
+        checkpointing=bool(training.activation_checkpointing),
+        optimizer=training.optim,
+    )
+
+
+def steps(training: TrainingArguments, examples: int) -> dict[str, int]:
+    """Examples, the effective batch, and how many optimizer steps an epoch and the whole run take."""
+    batches = math.ceil(examples / (training.per_device_train_batch_size * training.world_size))
+    epoch = max(1, math.ceil(batches / training.gradient_accumulation_steps))
+    batch = training.per_device_train_batch_size * training.world_size * training.gradient_accumulation_steps
+    total = training.max_steps if training.max_steps > 0 else math.ceil(epoch * training.num_train_epochs)
+    return {"examples": examples, "batch": batch, "steps an epoch": epoch, "steps in all": total}
+
+
+def rendered(example: dict[str, Any], processor: GraphLLMProcessor) -> str:
+    """The example as the model reads it: runs of graph tokens as a count, runs of trained tokens in «»."""
+    ids, labels = example["input_ids"], example["labels"]
+    if processor.is_encoder_decoder:
+        return f"{_text(ids, processor)}«{_text(labels, processor)}»"
+    pieces, start = [], 0
+    for end in range(1, len(ids) + 1):
+        if end == len(ids) or (labels[end] == IGNORE_INDEX) != (labels[start] == IGNORE_INDEX):
+            text = _text(ids[start:end], processor)
+            pieces.append(text if labels[start] == IGNORE_INDEX else f"«{text}»")
+            start = end
+    return "".join(pieces)
+
+
+def _text(ids: list[int], processor: GraphLLMProcessor) -> str:
+    text = processor.tokenizer.decode(ids, skip_special_tokens=False)
+    for count in range(len(ids), 1, -1):
+        text = text.replace(processor.graph_token * count, f"[{count} graph tokens]")
+    return text

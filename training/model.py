@@ -1,0 +1,179 @@
+"""Flags -> the model as it is trained: frozen, with LoRA, or in full, from a base model or an earlier output."""
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from modeling_graphllm import GraphConfig, GraphLLMConfig, GraphLLMForConditionalGeneration
+from processing_graphllm import GraphLLMProcessor
+from training.arguments import Arguments, LoraArguments
+from training.data import base_name, explained
+from training.optimizer import is_graph_parameter
+
+logger = logging.getLogger(__name__)
+
+GRAPH_MODULES = ["graph_encoder", "graph_projector"]
+# full names of modules, as PEFT matches them
+INSIDE = r"language_model\.(?:.*\.)?"
+
+
+def build_model(
+    arguments: Arguments, graph: GraphConfig, processor: GraphLLMProcessor, feature_encoder: str | None
+) -> PreTrainedModel | PeftModel:
+    """The model with exactly the parameters marked that this run trains.
+
+    Args:
+        arguments: all flags.
+        graph: the reader of graphs.
+        processor: knows the placeholder's id.
+        feature_encoder: what made the features.
+    """
+    start = arguments.run.init_from
+    adapted = start is not None and (Path(start) / "adapter_config.json").is_file()
+    if start is None or adapted:
+        model = _from_base(arguments, graph, processor, feature_encoder)
+    else:
+        model = GraphLLMForConditionalGeneration.from_pretrained(start, **language_model_kwargs(arguments))
+    model.config.lean = arguments.adaptation != "full"
+    # what an adapter's configuration will call its base: the folder or repository that holds all of it
+    model.name_or_path = arguments.training.hub_model_id or str(Path(arguments.training.output_dir).resolve())
+    if adapted:
+        return _continue_adapter(arguments, model, start)
+    if arguments.adaptation == "lora":
+        return get_peft_model(model, lora_config(arguments.lora, model))
+    if arguments.adaptation == "frozen":
+        freeze_language_model(model)
+    return model
+
+
+def _from_base(
+    arguments: Arguments, graph: GraphConfig, processor: GraphLLMProcessor, feature_encoder: str | None
+) -> PreTrainedModel:
+    name = base_name(arguments)
+    with explained(name):
+        return GraphLLMForConditionalGeneration.from_components(
+            name,
+            graph,
+            graph_token_id=processor.graph_token_id,
+            graph_token=processor.graph_token,
+            feature_encoder=feature_encoder,
+            revision=arguments.model.model_revision,
+            **language_model_kwargs(arguments),
+        )
+
+
+def _continue_adapter(arguments: Arguments, model: PreTrainedModel, start: str) -> PreTrainedModel | PeftModel:
+    """An earlier adapter goes on being trained, or is merged into the language model for a full fine-tune."""
+    if arguments.adaptation == "frozen":
+        raise ValueError(
+            f"{start} holds LoRA adapters, which --freeze_lm True would lose. Continue with --use_lora True, or merge "
+            "them with --use_lora False."
+        )
+    loaded = PeftModel.from_pretrained(model, start, is_trainable=True)
+    if arguments.adaptation == "lora":
+        logger.info("Continuing the adapters of %s; --lora_* flags are those of that run.", start)
+        return loaded
+    merged = loaded.merge_and_unload()
+    for parameter in merged.parameters():
+        parameter.requires_grad_(True)
+    return merged
+
+
+def graph_config_of(folder: str) -> GraphConfig:
+    """The reader of graphs of an earlier output."""
+    return GraphLLMConfig.from_pretrained(folder).graph_config
+
+
+def language_model_kwargs(arguments: Arguments) -> dict[str, Any]:
+    """What the language model's `from_pretrained` is told."""
+    training, model = arguments.training, arguments.model
+    mixed = training.bf16 or training.fp16
+    kwargs = {"dtype": model.dtype or ("auto" if mixed and arguments.adaptation != "full" else "float32")}
+    if model.attn_implementation:
+        kwargs["attn_implementation"] = model.attn_implementation
+    if model.cache_dir:
+        kwargs["cache_dir"] = model.cache_dir
+    if arguments.lora.q_lora:
+        device = "cpu" if training.use_cpu else int(os.environ.get("LOCAL_RANK", "0"))
+        kwargs |= {"quantization_config": four_bits(training.bf16), "device_map": {"": device}}
+    return kwargs
+
+
+def four_bits(bf16: bool) -> BitsAndBytesConfig:
+    """NF4 with double quantisation (QLoRA, arXiv 2305.14314); the language model is quantised as it is loaded."""
+    compute = torch.bfloat16 if bf16 else torch.float32
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+def lora_config(flags: LoraArguments, model: PreTrainedModel) -> LoraConfig:
+    """Adapters inside the language model only; encoder and projector are trained whole and saved in the same file."""
+    return LoraConfig(
+        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
+        r=flags.lora_r,
+        lora_alpha=flags.lora_alpha,
+        lora_dropout=flags.lora_dropout,
+        target_modules=target_pattern(flags.lora_target_modules, model),
+        modules_to_save=GRAPH_MODULES,
+    )
+
+
+def target_pattern(names: list[str] | None, model: PreTrainedModel) -> str:
+    """A regular expression over full module names, anchored on the language model.
+
+    Args:
+        names: module names, one regular expression, or None for every linear layer but the output head.
+
+    Raises:
+        ValueError: nothing in the language model matches.
+    """
+    head = model.get_output_embeddings()
+    linear = {
+        name: name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if name.startswith("language_model.") and isinstance(module, (nn.Linear, Conv1D)) and module is not head
+    }
+    if names is None or names == ["all-linear"]:
+        words = sorted({re.escape(last) for last in linear.values()})
+    elif len(names) == 1 and re.escape(names[0]) != names[0]:
+        words = [names[0]]
+    else:
+        words = [re.escape(name) for name in names]
+    pattern = f"{INSIDE}(?:{'|'.join(words)})"
+    if not any(re.fullmatch(pattern, name) for name in linear):
+        raise ValueError(
+            f"--lora_target_modules {' '.join(names or [])} matches no linear layer of the language model. It has: "
+            f"{', '.join(sorted(set(linear.values())))}."
+        )
+    return pattern
+
+
+def freeze_language_model(model: PreTrainedModel) -> None:
+    """Only encoder and projector are trained and saved."""
+    model.language_model.requires_grad_(False)
+    # the Trainer compares missing names with these when it resumes from a file without the language model
+    model._keys_to_ignore_on_save = {name for name in model.state_dict() if name.startswith("language_model.")}
+
+
+def check_trainable(model: PreTrainedModel | PeftModel, adaptation: str) -> None:
+    """Asserts that what is marked for training is what the adaptation says, no more and no less."""
+    trainable = {name for name, one in model.named_parameters() if one.requires_grad}
+    names = {name for name, _ in model.named_parameters()}
+    expected = {
+        "full": names,
+        "frozen": {name for name in names if is_graph_parameter(name)},
+        "lora": {name for name in names if "lora_" in name or ".modules_to_save." in name},
+    }[adaptation]
+    assert trainable and trainable == expected, f"{adaptation}: {sorted(trainable ^ expected)[:5]} are marked wrongly"
