@@ -13,7 +13,7 @@ from data_processor.dataset import ConversationDataset, GraphQADataset
 from data_processor.importers.conversations import iter_conversations
 from data_processor.preprocess import EncodedDataset
 from data_processor.schema import Rejected
-from modeling_graphllm import GraphConfig
+from modeling_graphllm import GraphConfig, GraphLLMConfig
 from processing_graphllm import GraphLLMProcessor
 from training.arguments import Arguments, GraphArguments
 
@@ -51,7 +51,7 @@ def base_name(arguments: Arguments) -> str:
     """The base model: --model_name_or_path, or the one under --init_from; local folders as absolute paths."""
     name = arguments.model.model_name_or_path
     if name is None:
-        config = AutoConfig.from_pretrained(arguments.run.init_from)
+        config = GraphLLMConfig.from_pretrained(arguments.run.init_from)
         name = config.text_model_name_or_path
         if name.startswith("./"):
             name = str(Path(arguments.run.init_from) / name)
@@ -59,11 +59,15 @@ def base_name(arguments: Arguments) -> str:
 
 
 def load_tokenizer(arguments: Arguments) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
-    """The base model's own tokenizer and configuration.
+    """The base model's own tokenizer and configuration, or those of --init_from.
 
     Raises:
         ValueError: the model cannot be had.
     """
+    start = arguments.run.init_from
+    if start:
+        with explained(start):
+            return AutoTokenizer.from_pretrained(start), GraphLLMConfig.from_pretrained(start).text_config
     name = base_name(arguments)
     where = {"revision": arguments.model.model_revision, "cache_dir": arguments.model.cache_dir}
     with explained(name):
