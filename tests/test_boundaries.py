@@ -1,0 +1,181 @@
+"""The house's walls: who imports whom, who opens which third party's door, how long a file or a function may be."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted(
+    path.relative_to(ROOT)
+    for path in ROOT.rglob("*.py")
+    if not {part for part in path.relative_to(ROOT).parts if part.startswith(".") or part in ("output", "wandb")}
+)
+LIBRARY = [path for path in FILES if path.parts[0] not in ("tests", "benchmarks")]
+ROOMS = {"modeling_graphllm", "modeling_gfm", "processing_graphllm", "finetune"}
+ROOMS |= {"data_processor", "training", "evaluation", "serving", "benchmarks", "tests"}
+
+MODELS = ("modeling_graphllm", "modeling_gfm", "processing_graphllm")
+STORE = ("data_processor.schema", "data_processor.files", "data_processor.graph_store", "data_processor.graph_text")
+STORE += ("data_processor.knowledge_graph", "data_processor.subgraph_store", "data_processor.vector_index")
+
+# module -> prefixes of ours that it may import; the longest matching prefix rules
+MAY_IMPORT = {
+    "modeling_graphllm": (),
+    "modeling_gfm": (),
+    "processing_graphllm": (),
+    "data_processor.schema": (),
+    "data_processor.prompts": (),
+    "evaluation.metrics": (),
+    "data_processor.collator": (),
+    "data_processor.text_generator": ("data_processor.schema",),
+    "data_processor.text_encoder": ("data_processor.schema",),
+    "data_processor.vector_index": ("data_processor.schema",),
+    "data_processor.files": ("data_processor.schema",),
+    "data_processor.embedding_cache": ("data_processor.schema", "data_processor.files"),
+    "data_processor.graph_store": (*STORE, "data_processor.embedding_cache"),
+    "data_processor.knowledge_graph": STORE,
+    "data_processor.graph_text": STORE,
+    "data_processor.subgraph_store": STORE,
+    "data_processor.collect": (*STORE, "data_processor.prompts"),
+    "data_processor.extract": (*STORE, "data_processor.prompts"),
+    "data_processor.producer": (*STORE, "data_processor.prompts"),
+    "data_processor.dataset": STORE,
+    "data_processor.preprocess": (*STORE, "data_processor.dataset"),
+    "data_processor.retrieval": (*STORE, "data_processor.retrieval", "data_processor.linking"),
+    "data_processor.retrieval.gfm": (*STORE, "data_processor.retrieval", "modeling_gfm"),
+    "data_processor": ("data_processor",),
+    "evaluation": ("evaluation", "data_processor.schema", "data_processor.dataset", "data_processor.text_generator"),
+    "training": (*MODELS, "training", "data_processor", "evaluation", "serving.publish"),
+    "finetune": (*MODELS, "training", "data_processor", "evaluation", "serving.publish"),
+    "serving": (*MODELS, "serving", *STORE, "data_processor.retrieval", "evaluation"),
+}
+
+# third party -> the only places that may import it
+DOORS = {
+    "peft": ("finetune", "training", "modeling_graphllm", "serving.publish", "benchmarks", "tests"),
+    "pcst_fast": ("data_processor.retrieval.pcst", "benchmarks", "tests"),
+    "faiss": ("data_processor.vector_index", "benchmarks", "tests"),
+    "openai": ("data_processor.text_generator", "data_processor.text_encoder", "tests"),
+    "neo4j": ("data_processor.importers.neo4j", "tests"),
+    "sentence_transformers": ("data_processor.text_encoder", "tests"),
+    "deepspeed": ("modeling_graphllm", "modeling_gfm", "training", "tests"),
+    "wandb": ("training", "tests"),
+}
+# heavy packages that a light command must not pay for when it starts
+LAZY = {"torch", "transformers", "deepspeed", "bitsandbytes", "wandb", "faiss", "sentence_transformers", "datasets"}
+LIGHT = ("data_processor.schema", "data_processor.graph_store", "data_processor.text_encoder", "data_processor.demo")
+LIGHT += ("data_processor.__main__", "evaluation.metrics", "evaluation.report", "evaluation.__main__")
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path, top_level_only: bool = False) -> list[str]:
+    """Names that a file imports, as `package.module` where `from package import module` may mean one."""
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    found = []
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            found += [f"{base}.{alias.name}" if is_module(base, alias.name) else base for alias in node.names]
+    return found
+
+
+def length(function: ast.FunctionDef) -> int:
+    """Lines of a function without its docstring, whose length nobody regrets."""
+    first = function.body[0]
+    described = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    described = described and isinstance(first.value.value, str)
+    return function.end_lineno - function.lineno + 1 - (first.end_lineno - first.lineno + 1 if described else 0)
+
+
+def is_module(package: str, name: str) -> bool:
+    folder = ROOT.joinpath(*package.split("."))
+    return (folder / f"{name}.py").is_file() or (folder / name).is_dir()
+
+
+def ruled(module: str) -> tuple[str, ...] | None:
+    prefixes = [one for one in MAY_IMPORT if module == one or module.startswith(one + ".")]
+    return MAY_IMPORT[max(prefixes, key=len)] if prefixes else None
+
+
+def within(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(name == one or name.startswith(one + ".") for one in prefixes)
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=str)
+def test_a_file_imports_only_the_rooms_it_may(path):
+    module = module_name(path)
+    if module.endswith("__main__"):
+        return  # a program may import anything
+    allowed = ruled(module)
+    assert allowed is not None, f"{module} stands in no room of the table"
+    ours = [name for name in imports(path) if name.split(".")[0].lstrip(".") in ROOMS or name.startswith(".")]
+    assert [name for name in ours if not within(name, allowed)] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_programs_are_imported_by_nothing_and_third_parties_have_one_door(path):
+    module = module_name(path)
+    for name in imports(path):
+        assert not name.split(".")[0] == "benchmarks" or module.startswith(("benchmarks", "tests"))
+        assert not name.endswith("__main__") or module.startswith("tests")
+        door = DOORS.get(name.split(".")[0])
+        assert door is None or within(module, door), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_commands_import_nothing_heavy_when_they_start(module):
+    path = Path(*module.split(".")).with_suffix(".py")
+    assert (ROOT / path).is_file()
+    assert LAZY.isdisjoint(name.split(".")[0] for name in imports(path, top_level_only=True))
+
+
+@pytest.mark.parametrize("module", [one for one in MODELS if (ROOT / f"{one}.py").is_file()])
+def test_what_ships_to_the_hub_imports_installed_packages_only(module):
+    known = {"torch", "transformers", "torch_geometric", "safetensors", "numpy", "deepspeed", "peft"}
+    roots = {name.split(".")[0] for name in imports(Path(f"{module}.py"))}
+    assert roots <= known | set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=str)
+def test_files_and_functions_keep_their_size_and_signatures_their_types(path):
+    text = (ROOT / path).read_text(encoding="utf-8")
+    limit = 900 if path.name == "modeling_graphllm.py" else 300
+    if path.name == "processing_graphllm.py":
+        limit = 400  # ships as one file
+    assert text.count("\n") <= limit
+    tree = ast.parse(text)
+    assert not text.strip() or path.name == "__init__.py" or ast.get_docstring(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert length(node) <= 50, f"{node.name} is {length(node)} lines long"
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            untyped = [one.arg for one in arguments if one.annotation is None and one.arg not in ("self", "cls")]
+            assert not untyped and node.returns is not None, f"{node.name} {untyped} lacks types"
+
+
+def test_half_of_all_functions_are_under_fifteen_lines():
+    lengths = []
+    for path in LIBRARY:
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        lengths += [length(node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert sorted(lengths)[len(lengths) // 2] < 15
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=str)
+def test_no_probing_no_swallowing_no_pickle_no_eval(path):
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    called = {function.id for function in calls if isinstance(function, ast.Name)}
+    assert called.isdisjoint({"getattr", "hasattr", "eval", "exec"})
+    assert not any(name.split(".")[0] in ("pickle", "dill", "joblib") for name in imports(path))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler):
+            caught = ast.unparse(node.type) if node.type else ""
+            assert caught not in ("", "Exception", "BaseException"), f"line {node.lineno}"

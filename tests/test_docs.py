@@ -1,0 +1,177 @@
+"""What is written about commands is true: flags in shells/, configs/ and the README parse, links lead somewhere."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from training.arguments import ROOMS, _Parser, yaml_flags
+
+ROOT = Path(__file__).resolve().parent.parent
+SHELLS = sorted((ROOT / "shells").glob("*.sh"))
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+DS_CONFIGS = sorted((ROOT / "ds_configs").glob("*.json"))
+MARKDOWN = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if path.is_file()]
+
+
+def known_flags() -> set[str]:
+    return {action.dest for action in _Parser(ROOMS)._actions}
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
+    return {**kept, "DRY_RUN": "1", **more}
+
+
+def shell(*words: str, **more: str) -> str:
+    done = subprocess.run(
+        ["bash", *words], cwd=ROOT, env=environment(**more), capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def finetune_flags(line: str) -> list[str]:
+    """The words after finetune.py in a command line; the names of flags must be known."""
+    words = shlex.split(line)
+    after = words[next(i for i, word in enumerate(words) if word.endswith("finetune.py")) + 1 :]
+    for word in after:
+        if word.startswith("--"):
+            assert word.lstrip("-").partition("=")[0] in known_flags(), f"{word} in: {line}"
+    if after and after[0].endswith(".yaml"):
+        yaml_flags(str(ROOT / after[0]), known_flags())
+    return after
+
+
+def commands(path: Path) -> list[str]:
+    """Lines inside code fences that start a program of ours, continuation lines joined."""
+    blocks = re.findall(r"```(?:bash|sh|shell)\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [re.sub(r"\s+#.*", "", line.removeprefix("$ ")) for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("path", SHELLS, ids=lambda path: path.name)
+def test_shells_parse_and_begin_strictly(path):
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    if path.name != "common.sh":
+        assert "set -euo pipefail" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["-m", "Qwen/Qwen2.5-7B-Instruct", "-d", "DATA FOLDER", "--deepspeed", "ds_configs/zero3.json"],
+        ["configs/finetune_lora.yaml", "--learning_rate", "1e-4", "--graph_encoder", "gat"],
+    ],
+)
+@pytest.mark.parametrize("gpus", ["0", "8"])
+def test_the_finetune_shell_prints_commands_whose_flags_all_parse(words, gpus):
+    printed = shell("shells/finetune_lora_ds.sh", *words, GPUS_PER_NODE=gpus).splitlines()
+    lines = [line for line in printed if "finetune.py" in line]
+    assert len(lines) == 1
+    after = finetune_flags(lines[0])
+    if not words:
+        assert after == ["configs/demo.yaml"]
+        return
+    assert ("--nproc_per_node 8" in lines[0]) == (gpus == "8")
+    if words[0] == "-m":
+        assert after[after.index("--data_path") + 1] == "DATA FOLDER"
+        assert after[after.index("--deepspeed") + 1] == "ds_configs/zero3.json"
+    elif gpus == "8":
+        assert after[after.index("--deepspeed") + 1] == "ds_configs/zero2.json"
+    else:
+        assert "--deepspeed" not in after
+
+
+def test_the_environment_gives_the_defaults_and_the_launch():
+    variables = {"MODEL": "M", "DATA": "D", "DS_CONFIG_PATH": "ds_configs/zero1.json", "GPUS_PER_NODE": "4"}
+    nodes = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "7000"}
+    line = shell("shells/finetune_lora_ds.sh", **variables, **nodes)
+    for part in ("--nnodes 2", "--node_rank 1", "--master_addr first", "--master_port 7000", "--nproc_per_node 4"):
+        assert part in line
+    for part in ("--model_name_or_path M", "--data_path D", "--deepspeed ds_configs/zero1.json"):
+        assert part in line
+
+
+@pytest.mark.parametrize("flag", [["--wandb_key", "s3cret"], ["--key=s3cret"]])
+def test_no_child_of_the_shell_carries_the_key(flag):
+    assert "s3cret" not in shell("shells/finetune_lora_ds.sh", "-m", "M", "-d", "D", *flag, GPUS_PER_NODE="2")
+    assert "s3cret" not in shell("shells/finetune_lora_ds.sh", "-m", "M", "-d", "D", WANDB_KEY="s3cret")
+
+
+def test_more_gpus_than_there_are_is_one_sentence():
+    kept = {name: value for name, value in environment(GPUS_PER_NODE="64").items() if name != "DRY_RUN"}
+    done = subprocess.run(
+        ["bash", "shells/finetune_lora_ds.sh", "-m", "M"], cwd=ROOT, env=kept, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "GPUS_PER_NODE=64" in done.stderr
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_says_its_command_and_its_keys_parse(path):
+    text = path.read_text(encoding="utf-8")
+    header = text[: text.index("\n\n") if "\n\n" in text else len(text)]
+    named = re.findall(r"^#.*(?:python|bash|torchrun|accelerate) (.*)$", header, flags=re.MULTILINE)
+    assert named, "the header names no command"
+    assert isinstance(yaml.safe_load(text), dict)
+    if any("finetune" in line for line in named) and "accelerate launch" not in header:
+        yaml_flags(str(path), known_flags())
+
+
+@pytest.mark.parametrize("path", DS_CONFIGS, ids=lambda path: path.name)
+def test_deepspeed_files_leave_to_the_trainer_what_it_owns(path):
+    config = json.loads(path.read_text())
+    assert config["zero_optimization"]["stage"] == int(re.search(r"\d", path.name).group())
+    assert "optimizer" not in config and "scheduler" not in config
+    for name in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+        assert config[name] == "auto"
+    assert config["gradient_clipping"] == config["bf16"]["enabled"] == config["fp16"]["enabled"] == "auto"
+    if config["zero_optimization"]["stage"] == 3:
+        assert config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: path.name)
+def test_commands_in_the_documentation_name_files_and_flags_that_exist(path):
+    for line in commands(path):
+        for word in shlex.split(line):
+            if re.fullmatch(r"(?:shells|configs|ds_configs|benchmarks)/\S+\.\w+", word) or word == "finetune.py":
+                assert (ROOT / word).is_file(), f"{word} in: {line}"
+        module = re.search(r"python -m (data_processor|evaluation|serving)(?:\.(\w+))?", line)
+        if module:
+            assert (ROOT / module[1] / f"{module[2] or '__main__'}.py").is_file(), line
+        if "finetune.py" in line:
+            finetune_flags(line)
+        elif "finetune_lora_ds.sh" in line and "git clone" not in line:
+            words = shlex.split(line)
+            after = words[next(i for i, word in enumerate(words) if word.endswith("finetune_lora_ds.sh")) + 1 :]
+            finetune_flags(shell("shells/finetune_lora_ds.sh", *after).splitlines()[-1 if after else 1])
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: path.name)
+def test_local_links_of_the_documentation_lead_to_files(path):
+    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+def test_the_default_test_run_leaves_out_what_pyproject_says():
+    text = (ROOT / "pyproject.toml").read_text()
+    for marker in ("data", "slow", "distributed", "kill", "web", "gpu"):
+        assert f"not {marker}" in text
+
+
+def test_no_tracked_text_names_a_machines_path_or_holds_a_key():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if path.is_file() and path.suffix in (".py", ".sh", ".md", ".yaml", ".json", ".toml", ".txt"):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            assert not re.search(r"(?<![\w.\-])/(?:root|home|Users)/\w", text), name
+            assert not re.search(r"\bhf_[A-Za-z0-9]{30,}\b|\bwandb_v1_\w{20,}\b|\bsk-[A-Za-z0-9]{30,}\b", text), name
