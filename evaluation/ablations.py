@@ -63,8 +63,10 @@ def graphs_of(messages: list[Message]) -> list[dict[str, Any]]:
 
 
 def without_text(example: Example) -> list[Message]:
-    """The prompt whose last turn holds its graphs and the bare question."""
+    """The prompt whose last turn holds its graphs and the bare question; a conversation has no facts to leave out."""
     *earlier, last = prompt_of(example)
+    if "question" not in example:
+        return [*earlier, last]
     question = {"type": "text", "text": example["question"]}
     return [*earlier, {**last, "content": [*graphs_of([last]), question]}]
 

@@ -48,7 +48,8 @@ def generate_predictions(
 
     Args:
         model, processor: the model, on its device (it is left in evaluation mode), and its processor.
-        dataset: examples `{"id", "question", "answers", "messages", "type"}`; an answer in `messages` is not shown.
+        dataset: examples `{"id", "messages", "question"?, "answers"?, "type"?}`; the answer ending `messages` is not
+            shown. Without `question` and `answers` (conversations) they are the last turn of either side.
         output: the file to write.
         batch_size: questions a batch, on each rank.
         max_new_tokens, max_length: the longest answer and prompt, in tokens; prompts lose the beginning of their text.
@@ -94,7 +95,7 @@ def _survey(dataset: Sequence[Example]) -> list[Row]:
             raise ValueError(f"The id {example['id']!r} stands for two questions. Give every question its own id.")
         items = [item for message in prompt_of(example) for item in content_items(message)]
         length = sum(len(item["text"]) for item in items if item["type"] == "text")
-        survey[example["id"]] = {"id": example["id"], "type": example["type"] or "", "length": length}
+        survey[example["id"]] = {"id": example["id"], "type": example.get("type") or "", "length": length}
     return list(survey.values())
 
 
@@ -145,9 +146,14 @@ def _answers(
 
 
 def _row(example: Example, text: str) -> Row:
-    row = {name: example[name] for name in ("id", "question")} | {"prediction": text}
-    row["answers"] = list(example["answers"])
-    return row | ({"type": example["type"]} if example["type"] else {})
+    known = example if "answers" in example else _question_of(example["messages"])
+    row = {"id": example["id"], "question": known["question"], "prediction": text, "answers": list(known["answers"])}
+    return row | ({"type": example["type"]} if example.get("type") else {})
+
+
+def _question_of(messages: list[Message]) -> Row:
+    texts = {message["role"]: "".join(item.get("text", "") for item in content_items(message)) for message in messages}
+    return {"question": texts["user"], "answers": [texts["assistant"]]}
 
 
 def append_retrieved(row: Row, names: list[str]) -> Row:

@@ -159,6 +159,15 @@ def test_retrieved_names_follow_the_generated_answers_once(build_model, dataset,
     assert [row["ranked_answers"][-1] for row in rows_of(path)] == [f"node of q{i}" for i in range(7)]
 
 
+def test_a_conversation_is_scored_against_its_last_answer(build_model, tmp_path):
+    model, processor = build_model()
+    turns = [("user", "first?"), ("assistant", "one"), ("user", "second?"), ("assistant", "two")]
+    conversation = {"id": "c", "messages": [{"role": role, "content": text} for role, text in turns]}
+    path = generate_predictions(model, processor, [conversation], tmp_path / "p.jsonl", 1, 2, "no_text")
+    row = rows_of(path)[0]
+    assert (row["question"], row["answers"]) == ("second?", ["two"])
+
+
 def test_refusals_name_what_is_wrong(build_model, dataset, tmp_path):
     model, processor = build_model()
     with pytest.raises(ValueError, match="'graph' is not known. Choose one of none, zero"):

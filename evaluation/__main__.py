@@ -1,0 +1,240 @@
+"""Commands of the evaluation room: answers first, scores from the file of answers.
+
+    python -m evaluation generate --model M --data D --split test --output P [--ablate zero] [--append_retrieved 20]
+    python -m evaluation score --predictions P --output J [--data D --split test]
+    python -m evaluation compare A B --output J
+    python -m evaluation report RUN... --output page.html
+    python -m evaluation demo --model output/demo/model --data output/demo/data --output output/demo/metrics.json
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_processor.schema import read_jsonl, write_json
+from evaluation.ablations import ABLATIONS
+from evaluation.metrics import chance, check_same_ids, majority_baseline, score
+from evaluation.report import compare, read_predictions, read_run, verdict, write_report
+
+if TYPE_CHECKING:
+    from data_processor.dataset import GraphQADataset
+
+Row = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command; a user's mistake is one sentence on standard error and exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    arguments = parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their flags."""
+    whole = argparse.ArgumentParser(prog="python -m evaluation", description="Answers, scores, comparisons, reports.")
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    _add_generate(commands)
+    one = _command(commands, "score", run_score, "predictions -> metrics")
+    one.add_argument("--predictions", type=Path, required=True)
+    one.add_argument("--output", type=Path, required=True, help="metrics.json to write")
+    one.add_argument("--data", type=Path, help="the data set: checks the ids, adds `majority` and `chance`")
+    one.add_argument("--split", default="test", help="the split that was predicted")
+    two = _command(commands, "compare", run_compare, "what the second run gains over the first (paired bootstrap)")
+    two.add_argument("first", type=Path, metavar="A", help="a predictions file")
+    two.add_argument("second", type=Path, metavar="B", help="a predictions file of the same questions")
+    two.add_argument("--output", type=Path, required=True, help="JSON to write")
+    page = _command(commands, "report", run_report, "runs side by side as HTML and Markdown")
+    page.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a folder with predictions.jsonl, or a file")
+    page.add_argument("--output", type=Path, required=True, help="page.html; page.md is written beside it")
+    demo = _command(commands, "demo", run_demo, "the demonstration's table and three answers")
+    demo.add_argument("--model", required=True)
+    demo.add_argument("--data", type=Path, required=True)
+    demo.add_argument("--output", type=Path, required=True, help="metrics.json to write")
+    demo.add_argument("--started", type=float, default=time.time(), help="when the demonstration began, epoch seconds")
+    demo.add_argument("--batch_size", type=int, default=32)
+    return whole
+
+
+def _command(commands: Any, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_generate(commands: Any) -> None:
+    command = _command(commands, "generate", run_generate, "a model's answers -> predictions.jsonl")
+    command.add_argument("--model", required=True, help="folder or repository")
+    command.add_argument("--data", type=Path, required=True, help="folder with graph/, qa/ and subgraphs/")
+    command.add_argument("--split", default="test")
+    command.add_argument("--output", type=Path, required=True, help="predictions.jsonl to write")
+    command.add_argument("--ablate", choices=ABLATIONS, default="none", help="what is taken away from the model")
+    command.add_argument("--append_retrieved", type=int, default=0, metavar="K",
+                         help="append the names of the K best retrieved nodes to the ranked answers")
+    command.add_argument("--batch_size", type=int, default=16)
+    command.add_argument("--max_new_tokens", type=int, default=32)
+    command.add_argument("--max_length", type=int, help="the longest prompt, in tokens")
+    command.add_argument("--num_beams", type=int, default=1)
+    command.add_argument("--text_style", choices=("triples", "tables"), help="default: as in training, else triples")
+    command.add_argument("--max_text_tokens", type=int, help="budget of the graph's text; default: as in training")
+    command.add_argument("--seed", type=int, default=0, help="of the shuffle")
+    command.add_argument("--device", help="default: the GPU if there is one")
+
+
+def load(model: str, device: str | None = None) -> tuple[Any, Any]:
+    """The model and its processor, on `device`."""
+    import torch
+
+    from modeling_graphllm import GraphLLMForConditionalGeneration
+    from processing_graphllm import GraphLLMProcessor
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = GraphLLMForConditionalGeneration.from_pretrained(model, dtype="auto")
+    return loaded.to(device).eval(), GraphLLMProcessor.from_pretrained(model)
+
+
+def open_dataset(arguments: argparse.Namespace, processor: Any) -> "GraphQADataset":
+    """The split with the text of its graphs as in training: from the model's run.json where flags do not say."""
+    from data_processor.dataset import GraphQADataset
+
+    record = Path(arguments.model) / "run.json"
+    trained = json.loads(record.read_text(encoding="utf-8"))["arguments"] if record.is_file() else {}
+    return GraphQADataset(
+        arguments.data,
+        arguments.split,
+        text_style=arguments.text_style or trained.get("text_style") or "triples",
+        max_text_tokens=arguments.max_text_tokens or trained.get("max_text_tokens"),
+        tokenizer=processor.tokenizer,
+    )
+
+
+def run_generate(arguments: argparse.Namespace) -> None:
+    """`generate`: asks the model and writes predictions.jsonl."""
+    from evaluation.generation import generate_predictions
+
+    model, processor = load(arguments.model, arguments.device)
+    dataset = open_dataset(arguments, processor)
+    settings = ("output", "batch_size", "max_new_tokens", "ablate", "num_beams", "max_length", "seed")
+    generate_predictions(
+        model,
+        processor,
+        dataset,
+        **{name: vars(arguments)[name] for name in settings},
+        retrieved=_retrieved_names(dataset, arguments.append_retrieved) if arguments.append_retrieved else None,
+    )
+    print(f"{len(dataset)} predictions in {arguments.output}")
+
+
+def _retrieved_names(dataset: "GraphQADataset", count: int) -> Callable[[str], list[str]]:
+    return lambda question: dataset.graph.node_name(dataset.subgraphs.get(question).nodes[:count])
+
+
+def run_score(arguments: argparse.Namespace) -> None:
+    """`score`: writes and prints metrics.json; with the data set also its baselines."""
+    predictions = read_predictions(arguments.predictions)
+    metrics = score(predictions)
+    if arguments.data:
+        test, train = _questions(arguments.data, arguments.split), _questions(arguments.data, "train")
+        check_same_ids(predictions, test)
+        metrics |= {"majority": majority_baseline(train, test), "chance": chance(train)}
+    write_json(arguments.output, metrics)
+    for name, value in metrics.items():
+        print(f"{name:40} {value:.4f}")
+
+
+def _questions(data: Path, split: str) -> list[Row]:
+    return [row for _, row in read_jsonl(data / "qa" / f"{split}.jsonl")]
+
+
+def run_compare(arguments: argparse.Namespace) -> None:
+    """`compare`: writes and prints each metric's gain with its interval."""
+    gains = compare(read_predictions(arguments.first), read_predictions(arguments.second))
+    write_json(arguments.output, gains)
+    for name in [name.removesuffix("_difference") for name in gains if name.endswith("_difference")]:
+        values = [gains[f"{name}_{key}"] for key in ("first", "second", "difference", "low", "high", "p")]
+        print("{:24} {:.4f} -> {:.4f}  {:+.4f} [{:+.4f}, {:+.4f}]  p {:.3f}".format(name, *values))
+
+
+def run_report(arguments: argparse.Namespace) -> None:
+    """`report`: writes the page and its Markdown."""
+    page = write_report([read_run(path) for path in arguments.runs], arguments.output)
+    print(f"{page} and {page.with_suffix('.md')}")
+
+
+# --------------------------------------------------------------------------------------------------- the demonstration
+
+
+def run_demo(arguments: argparse.Namespace) -> None:
+    """Reloads the demonstration's model, asks it everything with and without its graphs, writes the table."""
+    arguments.split, arguments.text_style, arguments.max_text_tokens = "test", None, None
+    model, processor = load(arguments.model, "cpu")
+    dataset = open_dataset(arguments, processor)
+    predictions = demo_predictions(model, processor, dataset, arguments.output.parent, arguments.batch_size)
+    metrics = demo_metrics(predictions, _questions(arguments.data, "train"))
+    metrics["minutes"] = (time.time() - arguments.started) / 60
+    write_json(arguments.output, metrics)
+    for name, value in metrics.items():
+        print(f"{name:36} {value:.3f}")
+    for ablate in ("question_only", "zero", "shuffle"):
+        print(verdict(predictions["none"], predictions[ablate], ablate))
+    for row in predictions["none"][:: len(dataset) // 3][:3]:
+        print(f"\n{row['question']}\n  answer: {row['prediction']}\n  gold:   {' | '.join(row['answers'])}")
+
+
+def is_graph_only(row: Row) -> bool:
+    """Whether the question's answer stands in the graph alone, never in the prompt's text."""
+    return row["type"].startswith("graph_")
+
+
+def demo_predictions(
+    model: Any, processor: Any, dataset: "GraphQADataset", folder: Path, batch_size: int
+) -> dict[str, list[Row]]:
+    """Answers to the whole split, and to the family that each ablation bears on."""
+    from torch.utils.data import Subset
+
+    from evaluation.generation import generate_predictions
+
+    kinds = [is_graph_only({"type": pair.type}) for pair in dataset.pairs]
+    lookups = Subset(dataset, [i for i, graph_only in enumerate(kinds) if not graph_only])
+    graph_only = Subset(dataset, [i for i, graph_only in enumerate(kinds) if graph_only])
+    asked = {"none": dataset, "question_only": lookups, "zero": graph_only, "shuffle": graph_only}
+    predictions = {}
+    for ablate, questions in asked.items():
+        path = folder / ("predictions.jsonl" if ablate == "none" else f"predictions_{ablate}.jsonl")
+        generate_predictions(model, processor, questions, path, batch_size, max_new_tokens=16, ablate=ablate)
+        predictions[ablate] = read_predictions(path)
+    return predictions
+
+
+def demo_metrics(predictions: dict[str, list[Row]], train: list[Row]) -> dict[str, float]:
+    """The demonstration's table: exact match of every family, and of every question type under its prefix."""
+    whole = predictions["none"]
+    graph_train = [row for row in train if is_graph_only(row)]
+    parts = {
+        "exact_match": [row for row in whole if not is_graph_only(row)],
+        "question_only": predictions["question_only"],
+        "graph_only": [row for row in whole if is_graph_only(row)],
+        "graph_only_zeroed": predictions["zero"],
+        "graph_only_shuffled": predictions["shuffle"],
+    }
+    scores = {name: score(rows) for name, rows in parts.items()}
+    metrics = {name: values["exact_match"] for name, values in scores.items()}
+    metrics["graph_only_chance"] = chance(graph_train)
+    for name, values in scores.items():
+        kinds = [key.removeprefix("exact_match/") for key in values if key.startswith("exact_match/")]
+        metrics |= {f"{name}/{kind}": values[f"exact_match/{kind}"] for kind in kinds}
+    for kind in sorted({row["type"] for row in graph_train}):
+        metrics[f"graph_only_chance/{kind}"] = chance([row for row in graph_train if row["type"] == kind])
+    return metrics
+
+
+if __name__ == "__main__":
+    main()
