@@ -4,7 +4,7 @@
 #   bash shells/evaluate.sh MODEL DATA [any flag of `python -m evaluation generate`]
 #
 # SPLIT (test), OUTPUT (output/evaluation), ABLATIONS (none zero shuffle no_text question_only) are read from the
-# environment. Stopped, it goes on where it was; finished predictions are not made again.
+# environment. Each ablation that was stopped goes on where it was.
 set -euo pipefail
 script="$(cd "$(dirname "$0")" && pwd)/$(basename "$0")"
 source "$(dirname "$script")/common.sh"
@@ -24,10 +24,8 @@ install requirements -r requirements.txt
 for ablation in ${ABLATIONS:-none zero shuffle no_text question_only}; do
     name=predictions
     [[ "$ablation" == none ]] || name="predictions_$ablation"
-    if [[ ! -f "$output/$name.jsonl" ]]; then
-        "$PYTHON" -m evaluation generate --model "$model" --data "$data" --split "$split" \
-            --output "$output/$name.jsonl" --ablate "$ablation" "$@"
-    fi
+    "$PYTHON" -m evaluation generate --model "$model" --data "$data" --split "$split" \
+        --output "$output/$name.jsonl" --ablate "$ablation" "$@"
 done
 "$PYTHON" -m evaluation score --predictions "$output/predictions.jsonl" --output "$output/metrics.json" \
     --data "$data" --split "$split"
