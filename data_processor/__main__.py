@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_processor.graph_store import KnowledgeGraph, embed_graph
 from data_processor.importers import IMPORTERS
+from data_processor.retrieval import METHODS
+from data_processor.retrieval.folder import SPLITS, link_folder, node_index, retrieve_folder
+from data_processor.retrieval.split import SEED_SOURCES
+from data_processor.text_encoder import TextEncoder, load_encoder
+from data_processor.vector_index import KINDS
+
+NEEDS_EMBEDDING = {"similarity"}  # methods that look at the question's embedding or search by it
+
+PARAMETERS = {
+    "max_nodes": int, "steps": int, "restart": float, "tolerance": float, "max_steps": int, "max_edges": int,
+}  # fmt: skip
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -31,6 +44,23 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     command.add_argument("--batch_size", type=int, default=256)
     command.add_argument("--dtype", choices=("float16", "float32"), default="float16")
     command.set_defaults(run=run_embed)
+
+    command = commands.add_parser("link", help="names in questions -> seed nodes in qa/")
+    command.add_argument("--data", type=Path, required=True, help="dataset folder")
+    command.add_argument("--overwrite", action="store_true", help="also link questions that have seed nodes")
+    command.add_argument("--similar", type=int, default=0, help="nearest nodes for a question that names none")
+    command.set_defaults(run=run_link)
+
+    command = commands.add_parser("retrieve", help="a subgraph for every question -> subgraphs/")
+    command.add_argument("--data", type=Path, required=True, help="dataset folder")
+    command.add_argument("--method", choices=sorted(METHODS), required=True)
+    command.add_argument("--splits", nargs="+", choices=SPLITS, help="default: all there are")
+    command.add_argument("--seeds", choices=SEED_SOURCES, help="linked, similar or both (default: by method)")
+    command.add_argument("--top_k", type=int, default=10, help="similar nodes a question (default: %(default)s)")
+    command.add_argument("--index", choices=KINDS, default="exact", help="search for similar nodes")
+    for name, kind in PARAMETERS.items():
+        command.add_argument(f"--{name}", type=kind, help="a parameter of the method")
+    command.set_defaults(run=run_retrieve)
     return parser.parse_args(argv)
 
 
@@ -50,13 +80,45 @@ def run_import(arguments: argparse.Namespace) -> str:
 
 def run_embed(arguments: argparse.Namespace) -> str:
     """Embeds a graph's texts; returns what was done."""
-    from data_processor.graph_store import KnowledgeGraph, embed_graph
-    from data_processor.text_encoder import load_encoder
-
     KnowledgeGraph.open(arguments.graph)  # a missing graph is said before a model is loaded
     graph = embed_graph(arguments.graph, load_encoder(arguments.encoder), arguments.batch_size, arguments.dtype)
     shape = "x".join(map(str, graph.node_features.shape))
     return f"node features {shape} {arguments.dtype} by {graph.text_encoder} in {graph.path}"
+
+
+def run_link(arguments: argparse.Namespace) -> str:
+    """Links the questions of a dataset folder; returns the counts."""
+    encoder = graph_encoder(arguments.data) if arguments.similar else None
+    counts = link_folder(arguments.data, arguments.overwrite, encoder, arguments.similar)
+    return "\n".join(
+        f"{split}: " + ", ".join(f"{count} {kind}" for kind, count in sorted(found.items()))
+        for split, found in counts.items()
+    )
+
+
+def run_retrieve(arguments: argparse.Namespace) -> str:
+    """Retrieves the subgraphs of a dataset folder; returns its reports."""
+    seeds = arguments.seeds or ("similar" if arguments.method in NEEDS_EMBEDDING else "linked")
+    options: dict = {"seed_source": seeds, "top_k": arguments.top_k}
+    if seeds != "linked" or arguments.method in NEEDS_EMBEDDING:
+        options["encoder"] = graph_encoder(arguments.data)
+        options["index"] = node_index(KnowledgeGraph.open(arguments.data / "graph"), arguments.index)
+    parameters = {name: vars(arguments)[name] for name in PARAMETERS if vars(arguments)[name] is not None}
+    reports = retrieve_folder(arguments.data, arguments.method, parameters, options, arguments.splits)
+    return "\n".join(f"{split}: {json.dumps(rounded(report))}" for split, report in reports.items())
+
+
+def graph_encoder(data: Path) -> TextEncoder:
+    """The encoder by which a dataset folder's graph was embedded."""
+    graph = KnowledgeGraph.open(data / "graph")
+    if graph.text_encoder is None:
+        raise ValueError(f"{graph.path} is not embedded; run: python -m data_processor embed --graph {graph.path}")
+    return load_encoder(graph.text_encoder)
+
+
+def rounded(report: dict) -> dict:
+    """The report with four decimals."""
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in report.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,128 @@
+"""One split of questions through a retrieval method: seeds, subgraphs, and how many answers they hold."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data_processor.embedding_cache import Encoder
+from data_processor.graph_store import KnowledgeGraph
+from data_processor.schema import QAPair, Subgraph
+from data_processor.vector_index import ExactIndex, FaissIndex
+
+BLOCK_QUESTIONS = 256
+TEXT_SAMPLE = 200  # questions whose subgraph's text is counted
+SEED_SOURCES = ("linked", "similar", "both")
+TOKEN = re.compile(r"\w+|[^\w\s]")
+
+
+class Retriever:
+    """Seeds and a method: questions in, subgraphs out; the same for a split and for a live question.
+
+    Args:
+        graph: the graph.
+        method: one of `data_processor.retrieval.METHODS`.
+        parameters: keyword arguments of the method.
+        seed_source: "linked": the seeds that come with a question, and the similar nodes where none do; "similar": the
+            nodes most similar to the question; "both".
+        encoder, index: embed the question and search the node features; None: linked seeds only.
+        top_k: similar nodes a question.
+    """
+
+    def __init__(
+        self,
+        graph: KnowledgeGraph,
+        method: Callable[..., Subgraph],
+        parameters: dict[str, Any],
+        seed_source: str = "linked",
+        encoder: Encoder | None = None,
+        index: ExactIndex | FaissIndex | None = None,
+        top_k: int = 10,
+    ) -> None:
+        if seed_source not in SEED_SOURCES:
+            raise ValueError(f"the seeds must be one of {', '.join(SEED_SOURCES)}, got {seed_source!r}")
+        if seed_source != "linked" and (encoder is None or index is None):
+            raise ValueError(f"seeds {seed_source!r} need an embedded graph; run embed first")
+        if encoder is not None and encoder.name != graph.text_encoder:
+            raise ValueError(f"the graph was embedded by {graph.text_encoder}, not by {encoder.name}; use one encoder")
+        self._graph, self._method, self._parameters = graph, method, parameters
+        self._seed_source, self._encoder, self._index, self._top_k = seed_source, encoder, index, top_k
+
+    def retrieve(self, questions: Sequence[str], linked: Sequence[Sequence[int]]) -> Iterator[tuple[Subgraph, float]]:
+        """Yields (subgraph, milliseconds of the method and the search) for every question and its linked seeds."""
+        for start in range(0, len(questions), BLOCK_QUESTIONS):
+            block = slice(start, start + BLOCK_QUESTIONS)
+            vectors, scores, nodes, shared = self._search(list(questions[block]))
+            for place, seeds in enumerate(linked[block]):
+                begin = time.perf_counter()
+                ids, weights = self._seeds(np.asarray(seeds, np.int64), scores[place], nodes[place])
+                subgraph = self._method(self._graph, vectors[place], ids, weights, **self._parameters)
+                yield subgraph, shared + 1000 * (time.perf_counter() - begin)
+
+    def _search(self, questions: list[str]) -> tuple[Any, np.ndarray, np.ndarray, float]:
+        if self._encoder is None or self._index is None:
+            nothing = np.zeros((len(questions), 0))
+            return [None] * len(questions), nothing, nothing.astype(np.int64), 0.0
+        vectors = self._encoder.encode(questions)
+        begin = time.perf_counter()
+        scores, nodes = self._index.search(vectors, self._top_k)
+        return vectors, scores, nodes, 1000 * (time.perf_counter() - begin) / len(questions)
+
+    def _seeds(self, linked: np.ndarray, scores: np.ndarray, similar: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores, similar = scores[similar >= 0], similar[similar >= 0]
+        if self._seed_source == "linked" and len(linked):
+            return linked, np.ones(len(linked))
+        if self._seed_source == "both":
+            new = ~np.isin(similar, linked)
+            return np.concatenate([linked, similar[new]]), np.concatenate([np.ones(len(linked)), scores[new]])
+        return similar, scores
+
+
+def retrieve_split(
+    retriever: Retriever, graph: KnowledgeGraph, pairs: list[QAPair], title: str, report: dict[str, Any]
+) -> Iterator[Subgraph]:
+    """Yields the subgraph of every question and, at the end, fills the report.
+
+    Args:
+        retriever: makes the subgraphs.
+        pairs: the questions, with their seed nodes.
+        title: of the progress bar.
+        report: gets answer_recall (the mean share of a question's answer nodes that its subgraph has, over questions
+            that have any), mean_nodes, mean_edges, mean_tokens (words and marks of the triples' text, of a sample),
+            median_ms, p95_ms, and counts.
+    """
+    sizes, recalls, times, tokens = [], [], [], []
+    found = retriever.retrieve([pair.question for pair in pairs], [pair.seed_nodes for pair in pairs])
+    sample = set(range(0, len(pairs), max(1, len(pairs) // TEXT_SAMPLE)))
+    bar = tqdm(zip(pairs, found, strict=True), total=len(pairs), unit=" questions", desc=title, delay=2)
+    for place, (pair, (subgraph, milliseconds)) in enumerate(bar):
+        sizes.append((len(subgraph.nodes), len(subgraph.edges)))
+        times.append(milliseconds)
+        if pair.answer_nodes:
+            recalls.append(float(np.isin(pair.answer_nodes, subgraph.nodes).mean()))
+        if place in sample:
+            tokens.append(len(TOKEN.findall(graph.to_text(subgraph))))
+        yield subgraph
+    counts = np.array(sizes).reshape(-1, 2)
+    report.update(
+        questions=len(pairs),
+        questions_with_answer_nodes=len(recalls),
+        questions_without_seeds=sum(not pair.seed_nodes for pair in pairs),
+        empty=int((counts[:, 0] == 0).sum()),
+        answer_recall=mean(recalls),
+        mean_nodes=mean(counts[:, 0]),
+        mean_edges=mean(counts[:, 1]),
+        mean_tokens=mean(tokens),
+        median_ms=float(np.median(times)) if times else None,
+        p95_ms=float(np.percentile(times, 95)) if times else None,
+    )
+
+
+def mean(values: Sequence[float] | np.ndarray) -> float | None:
+    """The mean; None of nothing."""
+    return float(np.mean(values)) if len(values) else None

@@ -1,0 +1,247 @@
+"""Names link to seeds, walks score as dense matrices say, a split is retrieved whole, once, with true figures."""
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+
+from data_processor.__main__ import main
+from data_processor.graph_store import KnowledgeGraph, SubgraphStore, embed_graph, write_graph
+from data_processor.linking import Linker
+from data_processor.retrieval import METHODS
+from data_processor.retrieval.pagerank import pagerank, random_walk
+from data_processor.schema import QAPair, read_qa, to_json, write_jsonl
+from data_processor.text_encoder import load_encoder
+from data_processor.vector_index import build_index, open_index
+
+#  0 - 1 - 2 - 3 - 4 (a path)   0 - 5, 0 - 6 (leaves)   7 - 7 (a loop)   8 (alone)
+EDGES = np.array([[0, 0, 1], [2, 0, 1], [2, 1, 3], [3, 0, 4], [0, 1, 5], [6, 1, 0], [7, 0, 7]])
+NAMES = ["Ann", "Bob", "The Hunt", "Zoë Hall", "the hunt", "Hunt", "Who", "blue whale", "whale"]
+ONE = np.ones(1)
+
+
+@pytest.fixture
+def graph(tmp_path):
+    return write_graph(tmp_path / "graph", [{"name": name} for name in NAMES], [{"name": "r"}, {"name": "s"}], EDGES)
+
+
+def random_graph(folder, nodes=60, edges=200, seed=0):
+    rng = np.random.default_rng(seed)
+    triples = np.stack([rng.integers(0, nodes, edges), rng.integers(0, 3, edges), rng.integers(0, nodes, edges)], 1)
+    records = [{"name": f"node {number}"} for number in range(nodes)]
+    return write_graph(folder, records, [{"name": name} for name in "abc"], triples)
+
+
+def transition(graph):
+    """The dense matrix of one step, both ways: column u spreads u's mass over its edges."""
+    matrix = np.zeros((graph.num_nodes, graph.num_nodes))
+    for source, _, target in graph.edges:
+        matrix[target, source] += 1
+        matrix[source, target] += 1
+    return matrix / np.maximum(matrix.sum(axis=0), 1)
+
+
+def scores(subgraph, count):
+    dense = np.zeros(count)
+    dense[subgraph.nodes] = subgraph.node_scores
+    return dense
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+def test_random_walk_equals_matrix_powers(tmp_path, steps):
+    graph = random_graph(tmp_path / "g")
+    step, mass = transition(graph), np.zeros(graph.num_nodes)
+    mass[[3, 17]] = 0.75, 0.25
+    expected = sum(np.linalg.matrix_power(step, number) @ mass for number in range(steps + 1))
+    found = random_walk(graph, None, np.array([3, 17]), np.array([3.0, 1.0]), max_nodes=60, steps=steps)
+    assert scores(found, 60) == pytest.approx(expected, abs=1e-6)
+    assert (np.diff(found.node_scores) <= 0).all(), "best first"
+
+
+def test_pagerank_equals_the_dense_solution(tmp_path):
+    graph = random_graph(tmp_path / "g")
+    start = np.eye(60)[5]
+    expected = 0.3 * np.linalg.solve(np.eye(60) - 0.7 * transition(graph), start)
+    options = {"max_nodes": 60, "restart": 0.3, "tolerance": 1e-9, "max_steps": 200}
+    found = pagerank(graph, None, np.array([5]), ONE, **options)
+    assert scores(found, 60) == pytest.approx(expected, abs=1e-5)
+
+
+def test_pagerank_touches_only_what_it_reaches(graph):
+    found = pagerank(graph, None, np.array([7]), ONE)
+    assert found.nodes.tolist() == [7] and found.edges.tolist() == [6]
+    near = pagerank(graph, None, np.array([0]), ONE, tolerance=0.1, restart=0.9)
+    assert 4 not in near.nodes
+
+
+def test_sparse_and_dense_sums_agree(tmp_path, monkeypatch):
+    graph = random_graph(tmp_path / "g")
+    ways = []
+    for share in (1, 10**9):
+        monkeypatch.setattr(importlib.import_module("data_processor.retrieval.pagerank"), "DENSE_SHARE", share)
+        ways.append(random_walk(graph, None, np.array([1]), ONE, max_nodes=60))
+    assert scores(ways[0], 60) == pytest.approx(scores(ways[1], 60))
+
+
+def test_a_walk_of_bounded_edges_leaves_out_the_lightest(graph):
+    bounded = random_walk(graph, None, np.array([0, 3]), np.array([0.9, 0.1]), steps=1, max_edges=3)
+    assert set(bounded.nodes) == {0, 1, 3, 5, 6}, "node 0 has three edges, node 3 is not walked on from"
+
+
+def test_subgraph_is_the_best_nodes_and_the_edges_between_them(graph):
+    found = random_walk(graph, None, np.array([2]), ONE, max_nodes=3, steps=1)
+    assert found.nodes.tolist() == [2, 1, 3]
+    assert graph.edges[found.edges][:, [0, 2]].tolist() == [[2, 1], [2, 3]]
+    assert found.edge_scores == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_no_seed_gives_an_empty_subgraph(graph, method):
+    graph = embed_graph(graph.path, load_encoder("hashing"))
+    found = METHODS[method](graph, np.zeros(64), np.zeros(0, int), np.zeros(0))
+    assert len(found.nodes) == len(found.edges) == 0
+
+
+def test_a_seed_without_edges_is_kept(graph):
+    assert random_walk(graph, None, np.array([8]), ONE).nodes.tolist() == [8]
+    assert pagerank(graph, None, np.array([8]), ONE).nodes.tolist() == [8]
+
+
+@pytest.mark.parametrize(
+    ("question", "nodes", "how"),
+    [
+        ("who likes Ann?", [[0]], "exact"),
+        ("where did ANN meet bob", [[0]], "normalised"),
+        ("who directed The Hunt", [[2, 5]], "exact"),
+        ("who directed the HUNT", [[2, 4, 5]], "normalised"),
+        ("does zoe hall know Bob", [[1]], "exact"),
+        ("is the blue whale a whale", [[7]], "exact"),
+        ("who", [[6]], "normalised"),
+        ("nothing here", [], None),
+        ("", [], None),
+    ],
+)
+def test_names_link(question, nodes, how):
+    links = Linker(NAMES).link(question)
+    found = [sorted(link.nodes) for link in links]
+    assert [set(one) & set(two) != set() for one, two in zip(found, nodes, strict=True)] == [True] * len(nodes)
+    assert [link.how for link in links] == [how] * len(nodes)
+
+
+def test_accents_and_marks_do_not_matter():
+    (link,) = Linker(["Zoë Hall", "Airplane!"]).link("has zoe hall flown")
+    assert link.nodes == (0,) and link.how == "normalised"
+    assert Linker(["Zoë Hall", "Airplane!"]).link("who made Airplane? or so")[0].nodes == (1,)
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw", "ivf"])
+def test_search_finds_the_nearest(tmp_path, kind):
+    if kind != "exact":
+        pytest.importorskip("faiss")
+    vectors = np.random.default_rng(0).normal(size=(500, 16)).astype(np.float16)
+    unit = vectors.astype(np.float32) / np.linalg.norm(vectors.astype(np.float32), axis=1, keepdims=True)
+    expected = np.argsort(-(unit[:20] @ unit.T), axis=1, kind="stable")[:, :5]
+    index = open_index(vectors, tmp_path, "key", kind)
+    again = open_index(vectors, tmp_path, "key", kind)
+    for one in (index, again):
+        cosines, rows = one.search(vectors[:20] * 3, 5)
+        assert cosines[:, 0] == pytest.approx(1, abs=1e-2) and rows[:, 0].tolist() == list(range(20))
+        assert (rows == expected).mean() > 0.9
+
+
+def test_exact_search_over_blocks(monkeypatch):
+    vectors = np.random.default_rng(1).normal(size=(50, 8)).astype(np.float32)
+    whole = build_index(vectors, "exact").search(vectors, 7)
+    monkeypatch.setattr("data_processor.vector_index.BLOCK_ROWS", 8)
+    blocks = build_index(vectors, "exact").search(vectors, 7)
+    assert np.array_equal(whole[1], blocks[1]) and whole[0] == pytest.approx(blocks[0], abs=1e-6)
+    assert build_index(vectors[:3], "exact").search(vectors, 7)[1].shape == (50, 3)
+
+
+def test_index_of_other_vectors_is_built_anew(tmp_path):
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 200, 8)).astype(np.float32)
+    open_index(first, tmp_path, "one", "hnsw")
+    _, rows = open_index(second, tmp_path, "two", "hnsw").search(second[:10], 1)
+    assert rows[:, 0].tolist() == list(range(10))
+
+
+def test_unknown_index_is_refused():
+    with pytest.raises(ValueError, match="exact, hnsw, ivf"):
+        build_index(np.ones((2, 2)), "flat")
+
+
+@pytest.fixture
+def data(graph):
+    pairs = [
+        QAPair("q0", "who knows Ann", ("Bob", "Hunt"), answer_nodes=(1, 5)),
+        QAPair("q1", "who knows Bob", ("x",), answer_nodes=(4,), seed_nodes=(1,)),
+        QAPair("q2", "nothing", ("x",)),
+    ]
+    write_jsonl(graph.path.parent / "qa" / "test.jsonl", map(to_json, pairs))
+    return graph.path.parent
+
+
+def run(data, command):
+    return main([*command.split(), "--data", str(data)])
+
+
+def test_link_command_fills_missing_seeds(data, capsys):
+    assert run(data, "link") == 0
+    assert [pair.seed_nodes for pair in read_qa(data / "qa" / "test.jsonl")] == [(0,), (1,), ()]
+    assert "test: 1 exact, 1 had seeds, 1 none" in capsys.readouterr().out
+
+
+def test_link_command_falls_back_to_similar_nodes(data, capsys):
+    assert run(data, "link --similar 2") == 2
+    assert "is not embedded" in capsys.readouterr().err
+    embed_graph(data / "graph", load_encoder("hashing"))
+    assert run(data, "link --similar 2") == 0
+    assert [len(pair.seed_nodes) for pair in read_qa(data / "qa" / "test.jsonl")] == [1, 1, 2]
+
+
+def test_retrieve_command_writes_subgraphs_and_true_figures(data, capsys):
+    run(data, "link")
+    assert run(data, "retrieve --method random_walk --steps 1 --max_nodes 3") == 0
+    store = SubgraphStore.open(data / "subgraphs" / "test", verify=True)
+    assert store.ids == ["q0", "q1", "q2"] and len(store.get("q2").nodes) == 0
+    assert store.get("q0").nodes.tolist() == [0, 1, 5]
+    report = json.loads((data / "subgraphs" / "test" / "report.json").read_text())
+    assert report["answer_recall"] == pytest.approx((1 + 0) / 2)
+    assert report["questions_with_answer_nodes"] == 2 and report["empty"] == report["questions_without_seeds"] == 1
+    assert report["mean_nodes"] == pytest.approx((3 + 3 + 0) / 3)
+    assert report["mean_tokens"] > 0 and report["p95_ms"] >= report["median_ms"] > 0
+
+
+def test_retrieve_is_not_done_twice_and_again_after_a_change(data):
+    run(data, "retrieve --method random_walk")
+    manifest = data / "subgraphs" / "test" / "manifest.json"
+    first = manifest.stat().st_mtime_ns
+    run(data, "retrieve --method random_walk")
+    assert manifest.stat().st_mtime_ns == first
+    run(data, "link")
+    run(data, "retrieve --method random_walk")
+    assert manifest.stat().st_mtime_ns > first, "the questions changed"
+
+
+def test_similarity_needs_no_linked_seed(data):
+    embed_graph(data / "graph", load_encoder("hashing:256"))
+    assert run(data, "retrieve --method similarity --max_nodes 1 --top_k 3") == 0
+    graph = KnowledgeGraph.open(data / "graph")
+    store = SubgraphStore.open(data / "subgraphs" / "test")
+    assert graph.node_name(store.get("q0").nodes) == ["Ann"]
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("retrieve --method similarity", "is not embedded; run: python -m data_processor embed"),
+        ("retrieve --method pagerank --steps 2", "the method pagerank has no --steps"),
+        ("retrieve --method pagerank --splits train", "has no train.jsonl"),
+    ],
+)
+def test_retrieve_says_what_is_wrong(data, capsys, command, sentence):
+    assert run(data, command) == 2
+    assert sentence in capsys.readouterr().err
