@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
+from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from data_processor.collator import GraphCollator
 from data_processor.dataset import GraphQADataset
@@ -78,9 +79,14 @@ def resume_point(arguments: Arguments) -> str | None:
     if named != "auto":
         return named
     found = last_whole_checkpoint(arguments.training.output_dir)
-    if found is not None:
-        logger.info("Going on from %s (--resume_from_checkpoint none begins again).", found)
-    return str(found) if found else None
+    if found is None:
+        return None
+    logger.info("Going on from %s (--resume_from_checkpoint none begins again).", found)
+    steps = TrainerState.load_from_json(found / TRAINER_STATE_NAME).global_step
+    if 0 < arguments.training.max_steps <= steps:
+        # the Trainer would take one step more; without an epoch to run it loads the checkpoint and ends
+        arguments.training.max_steps, arguments.training.num_train_epochs = -1, 0
+    return str(found)
 
 
 def readers(

@@ -79,6 +79,9 @@ class GraphArguments:
     graph_projector: str | None = HfArg(default=None, help="mlp, ffn or linear.")
     projector_hidden_dim: int | None = HfArg(default=None, help="Inner width of the projector.")
     projector_dropout: float | None = HfArg(default=None, help="Dropout of the ffn projector.")
+    graph_token_dropout: float | None = HfArg(
+        default=None, help="Share of graphs whose tokens are zeroed in training: the model learns what no graph is."
+    )
     graph_token: str = HfArg(default="<|graph|>", help="Placeholder of a graph in the rendered prompt.")
 
 

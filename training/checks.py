@@ -16,15 +16,22 @@ from training.stages import STAGES
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the run starts: GPUs that this process sees, and whether a launcher such as torchrun started it."""
+    """Where the run starts.
+
+    Attributes:
+        gpus: how many this process sees.
+        launched: torchrun or its like started this process.
+        first: it is the first of all processes; the others must not judge an output folder that it is already filling.
+    """
 
     gpus: int
     launched: bool
+    first: bool = True
 
     @classmethod
     def here(cls) -> "Machine":
         gpus = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-        return cls(gpus, "LOCAL_RANK" in os.environ)
+        return cls(gpus, "LOCAL_RANK" in os.environ, os.environ.get("RANK", "0") == "0")
 
 
 Refused = Callable[[Namespace, Machine], Any]
@@ -63,7 +70,7 @@ def zero_stage(flags: Namespace) -> int:
 
 def _unrelated(flags: Namespace, machine: Machine) -> bool:
     folder = Path(flags.output_dir)
-    if flags.dry_run or not flags.do_train or not folder.exists():
+    if flags.dry_run or not flags.do_train or not machine.first or not folder.exists():
         return False
     if folder.is_file():
         return True
@@ -87,7 +94,8 @@ IDENTITY = (
 def _another_run(flags: Namespace, machine: Machine) -> bool:
     """Whether a checkpoint would be continued with arguments that make it another run."""
     record = Path(flags.output_dir) / "run.json"
-    if flags.resume_from_checkpoint != "auto" or not flags.do_train or flags.dry_run or not record.is_file():
+    continued = flags.resume_from_checkpoint == "auto" and flags.do_train and not flags.dry_run
+    if not continued or not machine.first or not record.is_file():
         return False
     if not any(Path(flags.output_dir).glob("checkpoint-*/complete")):
         return False

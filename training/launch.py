@@ -22,13 +22,16 @@ def start(training: TrainingArguments) -> None:
     for noisy in ("httpx", "DeepSpeed", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     transformers.logging.set_verbosity(logging.WARNING if main else logging.ERROR)
-    # PEFT, before the first save, and of its own use of transformers
-    warnings.filterwarnings("ignore", message="Could not find a config file in")
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    for said_by_libraries_of_each_other in (
+        "Could not find a config file in",  # PEFT, before the first save
+        "`is_gradient_checkpointing` is deprecated",  # PEFT of transformers
+        "`torch.distributed.",  # DeepSpeed of torch, at every step
+    ):
+        warnings.filterwarnings("ignore", message=said_by_libraries_of_each_other)
     if training.use_cpu and not torch.accelerator.is_available():
         logger.info("No GPU is present: training on the CPU.")
-    if training.use_cpu and training.deepspeed and not torch.distributed.is_initialized():
-        # ZeRO-3 reads the world size while the model is built; the Trainer starts the group only afterwards
+    if training.use_cpu and training.deepspeed:
+        # ZeRO-3 asks DeepSpeed for the world size while the model is built; the Trainer tells it only afterwards
         import deepspeed
 
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
