@@ -18,10 +18,12 @@ from data_processor.retrieval.split import SEED_SOURCES
 from data_processor.text_encoder import TextEncoder, load_encoder
 from data_processor.vector_index import KINDS
 
-NEEDS_EMBEDDING = {"similarity"}  # methods that look at the question's embedding or search by it
+NEEDS_EMBEDDING = {"similarity", "pcst"}  # methods that look at the question's embedding or search by it
 
 PARAMETERS = {
     "max_nodes": int, "steps": int, "restart": float, "tolerance": float, "max_steps": int, "max_edges": int,
+    "top_k_nodes": int, "top_k_edges": int, "edge_cost": float, "max_prize": float, "append": int, "clusters": int,
+    "ball_nodes": int, "ball_steps": int,
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,12 @@ class KnowledgeGraph:
     def _features(self, name: str, rows: int) -> np.ndarray | None:
         width = self.manifest["feature_width"]
         return None if width is None else self._array(name, (rows, width))
+
+    @cached_property
+    def relation_directions(self) -> np.ndarray:
+        """The relation features (R, F) as unit vectors, float32, kept in memory."""
+        vectors = np.asarray(self.relation_features, dtype=np.float32)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
     def _ids(self, ids: Any, count: int, kind: str) -> np.ndarray:
         array = np.atleast_1d(np.asarray(ids))

@@ -21,13 +21,13 @@ class ExactIndex:
     """Every vector is compared.
 
     Args:
-        vectors: (n, d), also a memory map of float16; read in blocks.
+        vectors: (n, d), also a memory map of float16; up to BLOCK_ROWS are held in memory, more are read in blocks.
     """
 
     kind = "exact"
 
     def __init__(self, vectors: np.ndarray) -> None:
-        self._vectors = vectors
+        self._vectors = vectors if len(vectors) > BLOCK_ROWS else unit_rows(vectors)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest of each query (q, d): (cosines (q, k) float32, row numbers (q, k) int64), best first."""
@@ -35,7 +35,8 @@ class ExactIndex:
         queries = unit_rows(queries)
         scores, rows = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
         for start in range(0, len(self._vectors), BLOCK_ROWS):
-            found = queries @ unit_rows(self._vectors[start : start + BLOCK_ROWS]).T
+            block = self._vectors[start : start + BLOCK_ROWS]
+            found = queries @ (block if len(self._vectors) <= BLOCK_ROWS else unit_rows(block)).T
             numbers = np.broadcast_to(np.arange(start, start + found.shape[1]), found.shape)
             scores, rows = np.concatenate([scores, found], axis=1), np.concatenate([rows, numbers], axis=1)
             best = np.argpartition(-scores, k - 1, axis=1)[:, :k] if k < scores.shape[1] else slice(None)

@@ -1,7 +1,9 @@
 """Names link to seeds, walks score as dense matrices say, a split is retrieved whole, once, with true figures."""
 
-import importlib
+import importlib.util
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from data_processor.graph_store import KnowledgeGraph, SubgraphStore, embed_grap
 from data_processor.linking import Linker
 from data_processor.retrieval import METHODS
 from data_processor.retrieval.pagerank import pagerank, random_walk
+from data_processor.retrieval.pcst import pcst, rank_edges, solver, steiner_tree
 from data_processor.schema import QAPair, read_qa, to_json, write_jsonl
 from data_processor.text_encoder import load_encoder
 from data_processor.vector_index import build_index, open_index
@@ -245,3 +248,119 @@ def test_similarity_needs_no_linked_seed(data):
 def test_retrieve_says_what_is_wrong(data, capsys, command, sentence):
     assert run(data, command) == 2
     assert sentence in capsys.readouterr().err
+
+
+def need_pcst():
+    """Skips the test where pcst_fast is missing or its wheel does not fit NumPy."""
+    try:
+        solver()
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+def test_a_solver_that_repeats_itself_is_refused(monkeypatch):
+    """What the wheel built for NumPy 1 does under NumPy 2."""
+    broken = types.SimpleNamespace(pcst_fast=lambda *_: (np.zeros(3, np.int32), np.ones(2, np.int32)))
+    monkeypatch.setitem(sys.modules, "pcst_fast", broken)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    with pytest.raises(ValueError, match="is wrong under NumPy.*--no-binary"):
+        solver.__wrapped__()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs the package pcst_fast"):
+        solver.__wrapped__()
+
+
+class Given:
+    """An encoder that looks its vectors up."""
+
+    name, dimension = "given", 3
+
+    def __init__(self, vectors):
+        self.vectors = vectors
+
+    def encode(self, texts, batch_size=256, progress=False):
+        return np.array([self.vectors.get(text, [0, 0, 1e-3]) for text in texts], dtype=np.float32)
+
+
+def reference_tree(edge_index, node_prizes, similarity, top_k, cost):
+    """Prizes and virtual nodes edge by edge, in plain Python, from the paper's text."""
+    from pcst_fast import pcst_fast
+
+    distinct, prizes = sorted(set(similarity.tolist()), reverse=True)[:top_k], np.zeros(len(similarity), np.float32)
+    above = len(distinct)
+    for rank, value in enumerate(distinct):
+        mask = similarity == value
+        prize = min((len(distinct) - rank) / mask.sum(), above - 0.01)
+        prizes[mask], above = prize, prize * 0.99
+    cost = np.float32(min(cost, float(prizes.max()) * (1 - 0.01 / 2)))
+    edges, costs, owner, extra = [], [], [], []
+    for number, (source, target) in enumerate(edge_index.T.tolist()):
+        if prizes[number] <= cost:
+            edges.append((source, target))
+            costs.append(cost - prizes[number])
+            owner.append(number)
+    for number in np.flatnonzero(prizes > cost).tolist():
+        middle = len(node_prizes) + len(extra)
+        edges += [(edge_index[0, number], middle), (middle, edge_index[1, number])]
+        costs += [0, 0]
+        owner += [number, number]
+        extra.append((number, prizes[number] - cost))
+    all_prizes = np.concatenate([node_prizes, [prize for _, prize in extra]])
+    vertices, chosen = pcst_fast(np.array(edges), all_prizes, np.array(costs, dtype=float), -1, 1, "gw", 0)
+    tree = {owner[edge] for edge in chosen if owner[edge] not in dict(extra)}
+    tree |= {extra[vertex - len(node_prizes)][0] for vertex in vertices if vertex >= len(node_prizes)}
+    nodes = {int(vertex) for vertex in vertices if vertex < len(node_prizes)}
+    return nodes | {int(end) for number in tree for end in edge_index[:, number]}, tree
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_steiner_tree_equals_the_loop_over_edges(seed):
+    need_pcst()
+    rng = np.random.default_rng(seed)
+    nodes, edges = 30, 80
+    edge_index = rng.integers(0, nodes, (2, edges))
+    similarity = rng.choice(rng.normal(size=6).astype(np.float32), edges)
+    prizes = np.zeros(nodes, np.float32)
+    prizes[rng.choice(nodes, 4, replace=False)] = [4, 3, 2, 1]
+    edge_prizes, cost = rank_edges(similarity, 3, 0.5)
+    found = steiner_tree(edge_index, prizes, edge_prizes, cost)
+    expected = reference_tree(edge_index, prizes, similarity, 3, 0.5)
+    assert (set(found[0].tolist()), set(found[1].tolist())) == expected
+
+
+def connected(subgraph, graph):
+    """Whether every node is reached from the first over the subgraph's edges."""
+    reached, before = {int(subgraph.nodes[0])}, 0
+    while len(reached) > before:
+        before = len(reached)
+        for source, _, target in graph.edges[subgraph.edges].tolist():
+            if {source, target} & reached:
+                reached |= {source, target}
+    return reached == set(subgraph.nodes.tolist())
+
+
+@pytest.mark.parametrize("whole_edges", [0, 10**6])
+@pytest.mark.parametrize("seed", range(5))
+def test_pcst_is_connected_and_within_the_graph(tmp_path, monkeypatch, seed, whole_edges):
+    need_pcst()
+    monkeypatch.setattr(importlib.import_module("data_processor.retrieval.pcst"), "WHOLE_EDGES", whole_edges)
+    graph = random_graph(tmp_path / "g", seed=seed)
+    vectors = {"a": [1, 0, 0], "b": [0, 1, 0], "c": [0.6, 0.8, 0]}
+    graph = embed_graph(graph.path, Given(vectors), dtype="float32")
+    found = pcst(graph, np.array([1.0, 0.1, 0]), np.array([3, 9, 30]), np.array([0.5, 0.9, 0.7]), top_k_edges=2)
+    assert connected(found, graph) and found.nodes[0] == 9, "the best seed has the highest prize"
+    assert set(graph.edges[found.edges][:, [0, 2]].reshape(-1)) <= set(found.nodes)
+
+
+def test_pcst_takes_the_path_that_one_can_see(graph):
+    need_pcst()
+    graph = embed_graph(graph.path, Given({"r": [1, 0, 0], "s": [0, 1, 0]}), dtype="float32")
+    found = pcst(graph, np.array([1.0, 0, 0]), np.array([0, 2]), np.array([1.0, 0.9]), 2, 0, edge_cost=0.4)
+    assert sorted(found.nodes) == [0, 1, 2] and found.edges.tolist() == [0, 2]
+    wide = pcst(graph, np.array([1.0, 0, 0]), np.array([0, 2, 8]), np.ones(3), 2, 0, append=3, max_prize=4.0)
+    assert 8 in wide.nodes, "appended although nothing leads there"
+
+
+def test_pcst_without_embedding_is_explained(graph):
+    with pytest.raises(ValueError, match="pcst needs embeddings"):
+        pcst(graph, None, np.array([0]), ONE)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from data_processor.retrieval.pagerank import pagerank, random_walk
+from data_processor.retrieval.pcst import pcst
 from data_processor.retrieval.similarity import similarity
 from data_processor.schema import Subgraph
 
@@ -12,4 +13,5 @@ METHODS: dict[str, Callable[..., Subgraph]] = {
     "similarity": similarity,
     "pagerank": pagerank,
     "random_walk": random_walk,
+    "pcst": pcst,
 }

@@ -1,0 +1,160 @@
+"""The one door to pcst_fast: the connected subgraph that collects most prize for its cost, as in G-Retriever."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+
+from data_processor.graph_store import KnowledgeGraph
+from data_processor.retrieval.pagerank import random_walk
+from data_processor.schema import Subgraph
+
+DECAY = 0.01  # by how much the prize of edges of one rank stays below that of the rank above
+INSTALL = "pip install --force-reinstall --no-deps --no-binary pcst_fast pcst_fast"
+WHOLE_EDGES = 50_000  # a graph of at most so many edges is searched whole, a larger one near the seeds
+
+
+def pcst(
+    graph: KnowledgeGraph,
+    question: np.ndarray | None,
+    seeds: np.ndarray,
+    seed_scores: np.ndarray,
+    top_k_nodes: int = 3,
+    top_k_edges: int = 5,
+    edge_cost: float = 0.5,
+    max_prize: float | None = None,
+    append: int = 0,
+    clusters: int = 1,
+    ball_nodes: int = 5000,
+    ball_steps: int = 2,
+) -> Subgraph:
+    """The prize-collecting Steiner tree around the best seeds (He et al. 2024, arXiv 2402.07630, section 5.3).
+
+    Args:
+        graph: embedded; large graphs are cut to the nodes a short walk from the seeds meets most.
+        question: (F,) its embedding: edges get prizes by the similarity of their relation's text to it.
+        seeds: (s,) node ids. seed_scores: (s,) the best `top_k_nodes` of them get prizes.
+        top_k_nodes: number of nodes with a prize: top_k_nodes, ..., 2, 1 from the best down.
+        top_k_edges: number of distinct edge similarities with a prize.
+        edge_cost: of an edge; lowered where no edge's prize would reach it.
+        max_prize: node prizes fall evenly from it to 0 instead, as in Neo4j's example (4, with 100 nodes).
+        append: so many of the best seeds are part of the result wherever they lie (Neo4j's example: 25).
+        clusters: connected parts of the result.
+        ball_nodes, ball_steps: size of the neighbourhood searched in a large graph.
+    """
+    order = np.argsort(-np.asarray(seed_scores), kind="stable")
+    seeds = np.asarray(seeds, dtype=np.int64)[order]
+    seeds = seeds[np.sort(np.unique(seeds, return_index=True)[1])]
+    nodes, rows = surroundings(graph, seeds, ball_nodes, ball_steps)
+    triples, best = graph.edges[rows], seeds[:top_k_nodes]
+    node_prizes = np.zeros(len(nodes), dtype=np.float32)
+    node_prizes[np.searchsorted(nodes, best)] = prizes_by_rank(len(best), max_prize)
+    similarity = edge_similarity(graph, question, triples[:, 1])
+    edge_prizes, edge_cost = rank_edges(similarity, top_k_edges, edge_cost)
+    ends = np.ascontiguousarray(triples[:, [0, 2]].T)
+    edge_index = ends if len(nodes) == graph.num_nodes else np.searchsorted(nodes, ends)
+    tree_nodes, tree_edges = steiner_tree(edge_index, node_prizes, edge_prizes, edge_cost, clusters)
+    kept = np.concatenate([nodes[tree_nodes], seeds[:append]])
+    scores = np.concatenate([node_prizes[tree_nodes], np.zeros(min(append, len(seeds)), np.float32)])
+    return graph.subgraph(kept, rows[tree_edges], scores, edge_prizes[tree_edges])
+
+
+def surroundings(
+    graph: KnowledgeGraph, seeds: np.ndarray, ball_nodes: int, ball_steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(node ids, edge rows), ascending: the whole graph when small, else what a walk from the seeds meets most."""
+    if len(seeds) == 0:
+        return seeds, seeds
+    if graph.num_edges <= WHOLE_EDGES:
+        return np.arange(graph.num_nodes), np.arange(graph.num_edges)
+    ball = random_walk(graph, None, seeds, np.ones(len(seeds)), max_nodes=ball_nodes, steps=ball_steps)
+    return np.union1d(ball.nodes, seeds), np.sort(ball.edges)
+
+
+def prizes_by_rank(count: int, max_prize: float | None) -> np.ndarray:
+    """Prizes (count,) float32 from the best node down."""
+    if max_prize is None:
+        return np.arange(count, 0, -1, dtype=np.float32)
+    return np.linspace(max_prize, 0, count, dtype=np.float32)
+
+
+def edge_similarity(graph: KnowledgeGraph, question: np.ndarray | None, relations: np.ndarray) -> np.ndarray:
+    """Cosine of the question and the text of each edge's relation: (e,) float32."""
+    if question is None or graph.relation_features is None:
+        raise ValueError(f"pcst needs embeddings; run: python -m data_processor embed --graph {graph.path}")
+    question = np.asarray(question, dtype=np.float32)
+    cosines = graph.relation_directions @ (question / max(float(np.linalg.norm(question)), 1e-12))
+    return cosines[relations]
+
+
+def rank_edges(similarity: np.ndarray, top_k: int, edge_cost: float) -> tuple[np.ndarray, float]:
+    """(prizes (e,) float32, the cost of an edge) from the edges' similarities, float32 like the reference.
+
+    The edges of the r-th highest distinct similarity share the prize top_k - r between them, each somewhat less than
+    the rank above. The cost is lowered below the highest prize, one edge at least is worth it.
+    """
+    prizes = np.zeros(len(similarity), dtype=np.float32)
+    if len(similarity) == 0 or top_k <= 0:
+        return prizes, edge_cost
+    distinct, rank = np.unique(similarity, return_inverse=True)
+    top_k = min(top_k, len(distinct))
+    counts = np.bincount(rank)[::-1][:top_k]
+    by_rank = np.zeros(len(distinct), dtype=np.float32)
+    above = np.float32(top_k)
+    for place, count in enumerate(counts):
+        prize = min(np.float32(top_k - place) / np.float32(count), above - np.float32(DECAY))
+        by_rank[len(distinct) - 1 - place] = prize
+        above = prize * np.float32(1 - DECAY)
+    prizes = by_rank[rank]
+    return prizes, min(edge_cost, float(prizes.max()) * (1 - DECAY / 2))
+
+
+def steiner_tree(
+    edge_index: np.ndarray, node_prizes: np.ndarray, edge_prizes: np.ndarray, edge_cost: float, clusters: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """The tree of Hegde, Indyk, Schmidt 2015 ("A Nearly-Linear Time Framework for Graph-Structured Sparsity").
+
+    pcst_fast knows no prizes of edges: an edge costs its cost less its prize, and where the prize is higher the edge
+    is split by a virtual node that carries the difference as its prize.
+
+    Args:
+        edge_index: (2, e) int64. node_prizes: (n,), edge_prizes: (e,) float32.
+
+    Returns:
+        (nodes, edges) ascending: numbers of the nodes and of the edges in the tree.
+    """
+    if edge_index.shape[1] == 0:
+        return np.flatnonzero(node_prizes), np.zeros(0, dtype=np.int64)
+    count = len(node_prizes)
+    split = edge_prizes > np.float32(edge_cost)
+    plain, virtual = np.flatnonzero(~split), np.flatnonzero(split)
+    middles = count + np.arange(len(virtual))
+    halves = np.stack([edge_index[0, virtual], middles, middles, edge_index[1, virtual]], axis=1).reshape(-1, 2)
+    edges = np.ascontiguousarray(np.concatenate([edge_index[:, plain].T, halves]))  # read as rows, whatever its order
+    costs = np.concatenate([np.float32(edge_cost) - edge_prizes[plain], np.zeros(len(halves), np.float32)])
+    prizes = np.concatenate([node_prizes, edge_prizes[virtual] - np.float32(edge_cost)])
+    vertices, chosen = solver()(edges, prizes.astype(np.float64), costs.astype(np.float64), -1, clusters, "gw", 0)
+    tree = np.concatenate([plain[chosen[chosen < len(plain)]], virtual[vertices[vertices >= count] - count]])
+    nodes = np.concatenate([vertices[vertices < count], edge_index[:, tree].reshape(-1)])
+    return np.unique(nodes), np.sort(tree)
+
+
+@cache
+def solver() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """The function pcst_fast.
+
+    Raises:
+        ValueError: it is not installed, or its wheel was built for NumPy 1: such a one runs under NumPy 2 without a
+            complaint and returns arrays of one number repeated, so a tree of two edges is asked for first.
+    """
+    if importlib.util.find_spec("pcst_fast") is None:
+        raise ValueError(f"the method pcst needs the package pcst_fast, built here: {INSTALL}")
+    from pcst_fast import pcst_fast
+
+    vertices, edges = pcst_fast(np.array([[0, 1], [2, 1]]), np.ones(3), np.full(2, 0.1), -1, 1, "gw", 0)
+    if sorted(vertices) != [0, 1, 2] or sorted(edges) != [0, 1]:
+        raise ValueError(f"the installed pcst_fast is wrong under NumPy {np.__version__}; build it here: {INSTALL}")
+    return pcst_fast
