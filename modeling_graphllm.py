@@ -71,6 +71,8 @@ class GraphConfig(PreTrainedConfig):
         projector: `linear`; `mlp` (Linear, sigmoid, Linear: G-Retriever); `ffn` (LayerNorm, Linear, GELU, dropout,
             Linear, dropout, LayerNorm whose weight starts at `projector_scale`: qlora_graphrag).
         projector_hidden_dim, projector_dropout, projector_scale: of the projector.
+        token_dropout: share of graphs whose tokens are all zeroed in training, so that the model knows what a missing
+            graph looks like, and evaluation with zeroed tokens measures what graphs say.
 
     Raises:
         ValueError: a name that is not in the lists above, or heads that do not divide `hidden_dim`.
@@ -95,6 +97,7 @@ class GraphConfig(PreTrainedConfig):
     projector_hidden_dim: int = 1024
     projector_dropout: float = 0.05
     projector_scale: float = 0.1
+    token_dropout: float = 0.0
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -570,14 +573,27 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
         if graph_edge_features is not None:
             graph_edge_features = graph_edge_features.to(dtype)
         hidden = self.graph_encoder(graph_node_features.to(dtype), graph_edge_index, graph_edge_features, graph_batch)
-        return self.graph_projector(self._read_out(hidden, graph_batch))
+        vectors, graph_of_vector = self._read_out(hidden, graph_batch)
+        return self._drop_graphs(self.graph_projector(vectors), graph_of_vector)
 
-    def _read_out(self, hidden: Tensor, graph_batch: Tensor) -> Tensor:
+    def _read_out(self, hidden: Tensor, graph_batch: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors that become tokens, and the graph of each. (N, D), (N,) -> (M, D), (M,)"""
         if self.config.graph_config.readout == "mean":
-            return scatter(hidden, graph_batch, dim=0, reduce="mean")  # (G, D)
+            pooled = scatter(hidden, graph_batch, dim=0, reduce="mean")  # (G, D)
+            return pooled, torch.arange(len(pooled), device=hidden.device)
         sizes = torch.bincount(graph_batch)  # (G,)
         position = torch.arange(len(graph_batch), device=graph_batch.device) - (sizes.cumsum(0) - sizes)[graph_batch]
-        return hidden[position < self.config.graph_config.max_nodes]  # (kept nodes, D)
+        kept = position < self.config.graph_config.max_nodes  # (N,)
+        return hidden[kept], graph_batch[kept]
+
+    def _drop_graphs(self, tokens: Tensor, graph_of_vector: Tensor) -> Tensor:
+        """In training, zeroes all tokens of a share of the graphs. (tokens, H) -> (tokens, H)"""
+        rate = self.config.graph_config.token_dropout
+        if not self.training or rate == 0:
+            return tokens
+        graph_of_token = graph_of_vector.repeat_interleave(self.config.graph_config.tokens_per_vector)
+        stays = torch.rand(int(graph_of_vector[-1]) + 1, device=tokens.device) >= rate  # (G,)
+        return tokens * stays[graph_of_token].unsqueeze(-1)
 
     def encode_graphs(self, input_ids: Tensor, **graph_inputs: Tensor | None) -> Tensor:
         """The graph tokens of each sample, batch first: what `generate` computes once and beams may repeat.

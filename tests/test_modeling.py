@@ -185,6 +185,21 @@ def test_every_graph_weight_gets_a_gradient_with_and_without_graphs(encoder, bui
         assert any(p.grad.abs().max() > 0 for _, p in parts) == moves
 
 
+def test_token_dropout_zeroes_whole_graphs_in_training_only(build_model, ask, toy_graph):
+    for readout in ("mean", "nodes"):
+        model, processor = build_model(readout=readout, token_dropout=0.5)
+        batch = batch_of(processor, *[ask(graphs=[toy_graph, toy_graph])] * 8)
+        graphs = {name: value for name, value in batch.items() if name.startswith("graph_")}
+        graphs.setdefault("graph_edge_features", None)
+        per_graph = 3 if readout == "mean" else 6
+        with torch.no_grad():
+            assert (model.get_graph_features(**graphs) != 0).all()
+            tokens = model.train().get_graph_features(**graphs).view(16, per_graph, 16)
+        zeroed = (tokens == 0).all(dim=-1)
+        assert torch.equal(zeroed.any(dim=1), zeroed.all(dim=1))
+        assert 0 < zeroed.all(dim=1).sum() < 16
+
+
 def test_trains_under_bf16_autocast(build_model, ask):
     for encoder in ENCODERS:
         model, processor = build_model(encoder=encoder, norm="graph")
