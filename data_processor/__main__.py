@@ -12,9 +12,10 @@ from pathlib import Path
 
 from data_processor.graph_store import KnowledgeGraph, embed_graph
 from data_processor.importers import IMPORTERS
+from data_processor.inspection import inspect_question
 from data_processor.retrieval import METHODS
 from data_processor.retrieval.folder import SPLITS, link_folder, node_index, retrieve_folder
-from data_processor.retrieval.split import SEED_SOURCES
+from data_processor.retrieval.split import SEED_SOURCES, words_and_marks
 from data_processor.text_encoder import TextEncoder, load_encoder
 from data_processor.vector_index import KINDS
 
@@ -63,6 +64,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name, kind in PARAMETERS.items():
         command.add_argument(f"--{name}", type=kind, help="a parameter of the method")
     command.set_defaults(run=run_retrieve)
+
+    command = commands.add_parser("inspect", help="one question: its subgraph as text and picture, what was lost")
+    command.add_argument("--data", type=Path, required=True, help="dataset folder after retrieve")
+    command.add_argument("--id", required=True, help="the question's id")
+    command.add_argument("--picture", type=Path, help="SVG file (default: DATA/inspect.svg)")
+    command.add_argument("--max_tokens", type=int, help="of the subgraph's text (default: all of it)")
+    command.add_argument("--tokenizer", help="a Hugging Face tokenizer to count with (default: words and marks)")
+    command.set_defaults(run=run_inspect)
     return parser.parse_args(argv)
 
 
@@ -108,6 +117,17 @@ def run_retrieve(arguments: argparse.Namespace) -> str:
     parameters = {name: vars(arguments)[name] for name in PARAMETERS if vars(arguments)[name] is not None}
     reports = retrieve_folder(arguments.data, arguments.method, parameters, options, arguments.splits)
     return "\n".join(f"{split}: {json.dumps(rounded(report))}" for split, report in reports.items())
+
+
+def run_inspect(arguments: argparse.Namespace) -> str:
+    """Lays one question open; returns the report."""
+    tokenizer = words_and_marks
+    if arguments.tokenizer is not None:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    picture = arguments.picture or arguments.data / "inspect.svg"
+    return inspect_question(arguments.data, arguments.id, picture, arguments.max_tokens, tokenizer)
 
 
 def graph_encoder(data: Path) -> TextEncoder:

@@ -106,7 +106,7 @@ def retrieve_split(
         if pair.answer_nodes:
             recalls.append(float(np.isin(pair.answer_nodes, subgraph.nodes).mean()))
         if place in sample:
-            tokens.append(len(TOKEN.findall(graph.to_text(subgraph))))
+            tokens.append(len(words_and_marks([graph.to_text(subgraph)])["input_ids"][0]))
         yield subgraph
     counts = np.array(sizes).reshape(-1, 2)
     report.update(
@@ -121,6 +121,11 @@ def retrieve_split(
         median_ms=float(np.median(times)) if times else None,
         p95_ms=float(np.percentile(times, 95)) if times else None,
     )
+
+
+def words_and_marks(texts: Sequence[str], add_special_tokens: bool = False) -> dict[str, list[list[str]]]:
+    """Words and marks of each text, called as a tokenizer is: a count of tokens without a language model."""
+    return {"input_ids": [TOKEN.findall(text) for text in texts]}
 
 
 def mean(values: Sequence[float] | np.ndarray) -> float | None:

@@ -1,0 +1,69 @@
+"""The picture of a subgraph is well-formed and complete, and an inspection says where each answer was lost."""
+
+import xml.etree.ElementTree as xml
+
+import numpy as np
+import pytest
+
+from data_processor.__main__ import main
+from data_processor.graph_store import write_graph
+from data_processor.picture import MAX_NODES, draw, layout
+from data_processor.schema import QAPair, to_json, write_jsonl
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_layout_fills_the_square_and_is_the_same_each_time():
+    edges = np.array([[0, 1, 2], [1, 2, 3]])
+    places = layout(4, edges)
+    assert np.array_equal(places, layout(4, edges))
+    assert places.min(axis=0) == pytest.approx(0) and places.max(axis=0) == pytest.approx(1)
+    neighbours, ends = np.linalg.norm(places[0] - places[1]), np.linalg.norm(places[0] - places[3])
+    assert neighbours < ends, "what is joined lies closer than the ends of the path"
+    assert layout(0, np.zeros((2, 0), int)).shape == (0, 2) and np.isfinite(layout(1, np.zeros((2, 0), int))).all()
+
+
+def test_picture_holds_every_node_edge_and_hard_name():
+    names, kinds = ['a <b> & "c"', "tab\tand\x00null", "long" * 30], ["seed", "answer", "other"]
+    root = xml.fromstring(draw(names, np.array([[0, 1, 2], [1, 2, 2]]), ["r", "<s>", "loop"], kinds, "who & what?"))
+    texts = [element.text for element in root.iter(f"{SVG}text")]
+    assert texts[0] == "who & what?" and "<s>" in texts and 'a <b> & "c"' in texts
+    assert len(list(root.iter(f"{SVG}line"))) == 2, "a self-loop is a ring"
+    assert len(list(root.iter(f"{SVG}title"))) == 3
+
+
+def test_picture_of_a_large_subgraph_says_what_it_leaves_out():
+    count = MAX_NODES + 5
+    edges = np.stack([np.arange(count - 1), np.arange(1, count)])
+    text = draw([str(i) for i in range(count)], edges, ["r"] * (count - 1), ["other"] * count, "q")
+    assert f"({MAX_NODES} of {count} nodes drawn)" in text
+    assert text.count("<line") == MAX_NODES - 1
+
+
+@pytest.fixture
+def data(tmp_path):
+    #  Ann -likes- Bob -likes- Cy -likes- Di     Ed -likes- Di
+    edges = np.array([[0, 0, 1], [1, 0, 2], [2, 0, 3], [4, 0, 3]])
+    nodes = [{"name": name} for name in ("Ann", "Bob", "Cy", "Di", "Ed")]
+    write_graph(tmp_path / "graph", nodes, [{"name": "likes"}], edges)
+    pair = QAPair("17", "whom does Ann like?", ("Bob", "Cy", "Ed", "Zoe"), (1, 2, 4), (0,))
+    write_jsonl(tmp_path / "qa" / "test.jsonl", [to_json(pair)])
+    main(["retrieve", "--method", "random_walk", "--steps", "2", "--data", str(tmp_path)])
+    return tmp_path
+
+
+def test_inspection_says_where_each_answer_is(data, capsys):
+    capsys.readouterr()
+    assert main(["inspect", "--data", str(data), "--id", "17", "--max_tokens", "5"]) == 0
+    out = capsys.readouterr().out
+    assert "3 nodes, 2 edges; 1 of 2 rows of text kept; 1 cut" in out
+    assert "answer    Bob: node 2 of 3, in the text" in out or "answer    Bob: node 1 of 3, in the text" in out
+    assert "answer    Cy: node 3 of 3, but its rows were cut from the text" in out
+    assert "answer    Ed: not in the subgraph" in out and "answer    Zoe: no node of the graph" in out
+    assert "Ann | likes | Bob" in out
+    assert xml.parse(data / "inspect.svg").getroot().tag == f"{SVG}svg"
+
+
+def test_inspection_of_an_unknown_question_is_refused(data, capsys):
+    assert main(["inspect", "--data", str(data), "--id", "18"]) == 2
+    assert "has no question '18' in test" in capsys.readouterr().err
