@@ -7,7 +7,7 @@ first. A per-question metric returns a float; `score` averages them over all que
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,17 @@ def webqsp_scores(prediction: str, answers: Sequence[str]) -> tuple[float, float
     return precision, recall, 2 * precision * recall / (precision + recall) if matched else 0.0
 
 
+def set_scores(prediction: str, answers: Sequence[str]) -> tuple[float, float, float]:
+    """Precision, recall and F1 between the set of listed answers and the set of gold ones (names match but for case).
+
+    For questions with several answers, which a model lists one a line or separated by `|`; the Neo4j and QLoRA
+    follow-ups of STaRK report them.
+    """
+    listed, gold = ({name.strip().lower() for name in names} for names in (split_answers(prediction), answers))
+    shared = len(listed & gold)
+    return shared / max(1, len(listed)), shared / len(gold), 2 * shared / (len(listed) + len(gold))
+
+
 def first_mention(prediction: str, labels: Iterable[str]) -> str | None:
     """The label that is mentioned first in the prediction, lower-cased; None if there is none.
 
@@ -147,20 +158,19 @@ def majority_baseline(train_rows: Iterable[Row], test_rows: Sequence[Row]) -> fl
 
 # ------------------------------------------------------------------------------------------------------------- scoring
 
-_TEXT_METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
-    "exact_match": exact_match,
-    "token_f1": token_f1,
-    "any_hit": any_hit,
-    "webqsp_precision": lambda prediction, answers: webqsp_scores(prediction, answers)[0],
-    "webqsp_recall": lambda prediction, answers: webqsp_scores(prediction, answers)[1],
-    "webqsp_f1": lambda prediction, answers: webqsp_scores(prediction, answers)[2],
-}
-_RANKED_METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {
-    "hits_at_1": lambda ranked, answers: hits_at(1, ranked, answers),
-    "hits_at_5": lambda ranked, answers: hits_at(5, ranked, answers),
-    "recall_at_20": lambda ranked, answers: recall_at(20, ranked, answers),
-    "mrr": mean_reciprocal_rank,
-}
+def text_metrics(prediction: str, answers: Sequence[str]) -> dict[str, float]:
+    """Every metric of one generated text."""
+    values = {"exact_match": exact_match(prediction, answers), "token_f1": token_f1(prediction, answers)}
+    values["any_hit"] = any_hit(prediction, answers)
+    names = ("precision", "recall", "f1")
+    values |= {f"set_{name}": value for name, value in zip(names, set_scores(prediction, answers), strict=True)}
+    return values | {f"webqsp_{name}": v for name, v in zip(names, webqsp_scores(prediction, answers), strict=True)}
+
+
+def ranked_metrics(ranked: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+    """Every metric of one ranking."""
+    values = {f"hits_at_{k}": hits_at(k, ranked, answers) for k in (1, 5)}
+    return values | {"recall_at_20": recall_at(20, ranked, answers), "mrr": mean_reciprocal_rank(ranked, answers)}
 
 
 def per_question(predictions: Sequence[Row]) -> dict[str, np.ndarray]:
@@ -170,10 +180,11 @@ def per_question(predictions: Sequence[Row]) -> dict[str, np.ndarray]:
     each standing for two questions on average. The labels are the type's own gold answers.
     """
     _check_rows(predictions)
-    columns = {name: [metric(row["prediction"], row["answers"]) for row in predictions]
-               for name, metric in _TEXT_METRICS.items()}
-    columns |= {name: [metric(ranked_answers(row), row["answers"]) for row in predictions]
-                for name, metric in _RANKED_METRICS.items()}
+    scored = [
+        text_metrics(row["prediction"], row["answers"]) | ranked_metrics(ranked_answers(row), row["answers"])
+        for row in predictions
+    ]
+    columns = {name: [values[name] for values in scored] for name in scored[0]}
     columns["first_mention_accuracy"] = _first_mentions(predictions)
     return {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
 

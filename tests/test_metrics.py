@@ -20,6 +20,7 @@ from evaluation.metrics import (
     per_question,
     recall_at,
     score,
+    set_scores,
     split_answers,
     token_f1,
     webqsp_scores,
@@ -64,6 +65,13 @@ def test_webqsp_precision_may_exceed_one_and_recall_is_over_gold():
     assert webqsp_scores("paris and london", ["Paris", "London", "Rome"]) == pytest.approx((2.0, 2 / 3, 1.0))
     assert webqsp_scores("paris|madrid", ["paris"]) == pytest.approx((0.5, 1.0, 2 / 3))
     assert webqsp_scores("oslo", ["paris"]) == (0.0, 0.0, 0.0)
+
+
+def test_set_scores_count_whole_names_once():
+    assert set_scores("Oslo | rome\nOslo", ["Rome", "Paris", "Bern"]) == pytest.approx((1 / 2, 1 / 3, 2 / 5))
+    assert set_scores("parisian", ["paris"]) == (0, 0, 0)
+    assert set_scores("", ["paris"]) == (0, 0, 0)
+    assert set_scores("b | A", ["a", "b"]) == (1, 1, 1)
 
 
 def test_first_mention_takes_the_earliest_label_even_inside_a_word():
@@ -121,7 +129,7 @@ def test_open_types_have_no_first_mention():
 
 def test_ranked_answers_win_over_the_generated_lines():
     metrics = score([row(1, "oslo", ["rome"], ranked_answers=["oslo", "rome"])])
-    assert (metrics["hits_at_1"], metrics["hits_at_5"], metrics["mrr"], metrics["any_hit"]) == (0, 1, 0.5, 0)
+    assert (metrics["hits@1"], metrics["hits@5"], metrics["mrr"], metrics["any_hit"]) == (0, 1, 0.5, 0)
 
 
 def test_refusals_name_what_is_wrong():
