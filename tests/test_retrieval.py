@@ -319,11 +319,13 @@ def test_steiner_tree_equals_the_loop_over_edges(seed):
     rng = np.random.default_rng(seed)
     nodes, edges = 30, 80
     edge_index = rng.integers(0, nodes, (2, edges))
-    similarity = rng.choice(rng.normal(size=6).astype(np.float32), edges)
+    values, relations = rng.normal(size=7).astype(np.float32), rng.integers(0, 6, edges)
+    values[2] = values[3]  # two relations of one similarity share a rank; the seventh has no edge
+    similarity = values[relations]
     prizes = np.zeros(nodes, np.float32)
     prizes[rng.choice(nodes, 4, replace=False)] = [4, 3, 2, 1]
-    edge_prizes, cost = rank_edges(similarity, 3, 0.5)
-    found = steiner_tree(edge_index, prizes, edge_prizes, cost)
+    edge_prizes, cost = rank_edges(values, relations, 3, 0.5)
+    found = steiner_tree(edge_index.T, prizes, edge_prizes, cost)
     expected = reference_tree(edge_index, prizes, similarity, 3, 0.5)
     assert (set(found[0].tolist()), set(found[1].tolist())) == expected
 

@@ -48,15 +48,15 @@ def pcst(
     order = np.argsort(-np.asarray(seed_scores), kind="stable")
     seeds = np.asarray(seeds, dtype=np.int64)[order]
     seeds = seeds[np.sort(np.unique(seeds, return_index=True)[1])]
-    nodes, rows = surroundings(graph, seeds, ball_nodes, ball_steps)
-    triples, best = graph.edges[rows], seeds[:top_k_nodes]
+    nodes, rows, triples = surroundings(graph, seeds, ball_nodes, ball_steps)
+    best = seeds[:top_k_nodes]
     node_prizes = np.zeros(len(nodes), dtype=np.float32)
     node_prizes[np.searchsorted(nodes, best)] = prizes_by_rank(len(best), max_prize)
-    similarity = edge_similarity(graph, question, triples[:, 1])
-    edge_prizes, edge_cost = rank_edges(similarity, top_k_edges, edge_cost)
-    ends = np.ascontiguousarray(triples[:, [0, 2]].T)
-    edge_index = ends if len(nodes) == graph.num_nodes else np.searchsorted(nodes, ends)
-    tree_nodes, tree_edges = steiner_tree(edge_index, node_prizes, edge_prizes, edge_cost, clusters)
+    similarity = relation_similarity(graph, question)
+    edge_prizes, edge_cost = rank_edges(similarity, triples[:, 1], top_k_edges, edge_cost)
+    ends = triples[:, ::2]
+    edges = ends if len(nodes) == graph.num_nodes else np.searchsorted(nodes, ends)
+    tree_nodes, tree_edges = steiner_tree(edges, node_prizes, edge_prizes, edge_cost, clusters)
     kept = np.concatenate([nodes[tree_nodes], seeds[:append]])
     scores = np.concatenate([node_prizes[tree_nodes], np.zeros(min(append, len(seeds)), np.float32)])
     return graph.subgraph(kept, rows[tree_edges], scores, edge_prizes[tree_edges])
@@ -64,14 +64,15 @@ def pcst(
 
 def surroundings(
     graph: KnowledgeGraph, seeds: np.ndarray, ball_nodes: int, ball_steps: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(node ids, edge rows), ascending: the whole graph when small, else what a walk from the seeds meets most."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(node ids, edge rows, edges (e, 3)): the whole graph when small, else what a walk from the seeds meets most."""
     if len(seeds) == 0:
-        return seeds, seeds
+        return seeds, seeds, graph.edges[:0]
     if graph.num_edges <= WHOLE_EDGES:
-        return np.arange(graph.num_nodes), np.arange(graph.num_edges)
+        return np.arange(graph.num_nodes), np.arange(graph.num_edges), np.asarray(graph.edges)
     ball = random_walk(graph, None, seeds, np.ones(len(seeds)), max_nodes=ball_nodes, steps=ball_steps)
-    return np.union1d(ball.nodes, seeds), np.sort(ball.edges)
+    rows = np.sort(ball.edges)
+    return np.union1d(ball.nodes, seeds), rows, graph.edges[rows]
 
 
 def prizes_by_rank(count: int, max_prize: float | None) -> np.ndarray:
@@ -81,39 +82,43 @@ def prizes_by_rank(count: int, max_prize: float | None) -> np.ndarray:
     return np.linspace(max_prize, 0, count, dtype=np.float32)
 
 
-def edge_similarity(graph: KnowledgeGraph, question: np.ndarray | None, relations: np.ndarray) -> np.ndarray:
-    """Cosine of the question and the text of each edge's relation: (e,) float32."""
+def relation_similarity(graph: KnowledgeGraph, question: np.ndarray | None) -> np.ndarray:
+    """Cosine of the question and the text of each relation: (R,) float32."""
     if question is None or graph.relation_features is None:
         raise ValueError(f"pcst needs embeddings; run: python -m data_processor embed --graph {graph.path}")
     question = np.asarray(question, dtype=np.float32)
-    cosines = graph.relation_directions @ (question / max(float(np.linalg.norm(question)), 1e-12))
-    return cosines[relations]
+    return graph.relation_directions @ (question / max(float(np.linalg.norm(question)), 1e-12))
 
 
-def rank_edges(similarity: np.ndarray, top_k: int, edge_cost: float) -> tuple[np.ndarray, float]:
-    """(prizes (e,) float32, the cost of an edge) from the edges' similarities, float32 like the reference.
+def rank_edges(
+    similarity: np.ndarray, relations: np.ndarray, top_k: int, edge_cost: float
+) -> tuple[np.ndarray, float]:
+    """(prizes (e,) float32, the cost of an edge), in float32 like the reference.
 
     The edges of the r-th highest distinct similarity share the prize top_k - r between them, each somewhat less than
-    the rank above. The cost is lowered below the highest prize, one edge at least is worth it.
+    the rank above. The cost is lowered below the highest prize, so that one edge at least is worth it.
+
+    Args:
+        similarity: (R,) float32 of every relation. relations: (e,) int64 of every edge.
+        top_k: number of ranks. edge_cost: before it is lowered.
     """
-    prizes = np.zeros(len(similarity), dtype=np.float32)
-    if len(similarity) == 0 or top_k <= 0:
-        return prizes, edge_cost
-    distinct, rank = np.unique(similarity, return_inverse=True)
-    top_k = min(top_k, len(distinct))
-    counts = np.bincount(rank)[::-1][:top_k]
-    by_rank = np.zeros(len(distinct), dtype=np.float32)
-    above = np.float32(top_k)
-    for place, count in enumerate(counts):
-        prize = min(np.float32(top_k - place) / np.float32(count), above - np.float32(DECAY))
-        by_rank[len(distinct) - 1 - place] = prize
-        above = prize * np.float32(1 - DECAY)
-    prizes = by_rank[rank]
-    return prizes, min(edge_cost, float(prizes.max()) * (1 - DECAY / 2))
+    if len(relations) == 0 or top_k <= 0:
+        return np.zeros(len(relations), dtype=np.float32), edge_cost
+    counts = np.bincount(relations, minlength=len(similarity))
+    present = np.flatnonzero(counts)
+    distinct = np.unique(similarity[present])[::-1][:top_k]
+    by_relation = np.zeros(len(similarity), dtype=np.float32)
+    above = np.float32(len(distinct))
+    for place, value in enumerate(distinct):
+        same = present[similarity[present] == value]
+        share = np.float32(len(distinct) - place) / np.float32(counts[same].sum())
+        by_relation[same] = above = min(share, above - np.float32(DECAY))
+        above = above * np.float32(1 - DECAY)
+    return by_relation[relations], min(edge_cost, float(by_relation.max()) * (1 - DECAY / 2))
 
 
 def steiner_tree(
-    edge_index: np.ndarray, node_prizes: np.ndarray, edge_prizes: np.ndarray, edge_cost: float, clusters: int = 1
+    edges: np.ndarray, node_prizes: np.ndarray, edge_prizes: np.ndarray, edge_cost: float, clusters: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """The tree of Hegde, Indyk, Schmidt 2015 ("A Nearly-Linear Time Framework for Graph-Structured Sparsity").
 
@@ -121,24 +126,24 @@ def steiner_tree(
     is split by a virtual node that carries the difference as its prize.
 
     Args:
-        edge_index: (2, e) int64. node_prizes: (n,), edge_prizes: (e,) float32.
+        edges: (e, 2) int64. node_prizes: (n,), edge_prizes: (e,) float32.
 
     Returns:
         (nodes, edges) ascending: numbers of the nodes and of the edges in the tree.
     """
-    if edge_index.shape[1] == 0:
+    if len(edges) == 0:
         return np.flatnonzero(node_prizes), np.zeros(0, dtype=np.int64)
     count = len(node_prizes)
     split = edge_prizes > np.float32(edge_cost)
     plain, virtual = np.flatnonzero(~split), np.flatnonzero(split)
     middles = count + np.arange(len(virtual))
-    halves = np.stack([edge_index[0, virtual], middles, middles, edge_index[1, virtual]], axis=1).reshape(-1, 2)
-    edges = np.ascontiguousarray(np.concatenate([edge_index[:, plain].T, halves]))  # read as rows, whatever its order
+    halves = np.stack([edges[virtual, 0], middles, middles, edges[virtual, 1]], axis=1).reshape(-1, 2)
+    problem = np.concatenate([edges[plain], halves])
     costs = np.concatenate([np.float32(edge_cost) - edge_prizes[plain], np.zeros(len(halves), np.float32)])
     prizes = np.concatenate([node_prizes, edge_prizes[virtual] - np.float32(edge_cost)])
-    vertices, chosen = solver()(edges, prizes.astype(np.float64), costs.astype(np.float64), -1, clusters, "gw", 0)
+    vertices, chosen = solver()(problem, prizes.astype(np.float64), costs.astype(np.float64), -1, clusters, "gw", 0)
     tree = np.concatenate([plain[chosen[chosen < len(plain)]], virtual[vertices[vertices >= count] - count]])
-    nodes = np.concatenate([vertices[vertices < count], edge_index[:, tree].reshape(-1)])
+    nodes = np.concatenate([vertices[vertices < count], edges[tree].reshape(-1)])
     return np.unique(nodes), np.sort(tree)
 
 
