@@ -169,8 +169,8 @@ def text_metrics(prediction: str, answers: Sequence[str]) -> dict[str, float]:
 
 def ranked_metrics(ranked: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
     """Every metric of one ranking."""
-    values = {f"hits_at_{k}": hits_at(k, ranked, answers) for k in (1, 5)}
-    return values | {"recall_at_20": recall_at(20, ranked, answers), "mrr": mean_reciprocal_rank(ranked, answers)}
+    values = {f"hits@{k}": hits_at(k, ranked, answers) for k in (1, 5)}
+    return values | {"recall@20": recall_at(20, ranked, answers), "mrr": mean_reciprocal_rank(ranked, answers)}
 
 
 def per_question(predictions: Sequence[Row]) -> dict[str, np.ndarray]:

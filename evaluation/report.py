@@ -16,7 +16,7 @@ from evaluation.metrics import check_same_ids, paired_bootstrap, per_question, s
 Row = dict[str, Any]
 Table = list[list[str]]
 
-SHOWN = ("exact_match", "token_f1", "hits@1", "any_hit", "recall@20", "mrr", "first_mention_accuracy")
+SHOWN = ("exact_match", "token_f1", "set_f1", "hits@1", "any_hit", "recall@20", "mrr", "first_mention_accuracy")
 LOST = {
     "zero": "the graph tokens are zeroed",
     "shuffle": "graphs are shuffled between samples",
