@@ -16,6 +16,8 @@ from data_processor.graph_store import KnowledgeGraph, embed_graph, write_graph
 from data_processor.schema import Document, QAPair, Subgraph, to_json, write_jsonl
 from data_processor.subgraph_store import write_subgraphs
 
+SMALLEST = 30  # people of a world in which some pairs are linked and some are not
+
 
 @dataclass(frozen=True)
 class Split:
@@ -43,14 +45,15 @@ def make_splits(seed: int, questions: int) -> dict[str, Split]:
     rng = random.Random(seed)
     names = name_pool(reserved=True)
     rng.shuffle(names)
-    worlds = {split: make_world(rng, names, size // 21 * 3) for split, size in split_sizes(questions).items()}
+    sizes = split_sizes(questions)
+    worlds = {split: make_world(rng, names, max(SMALLEST, size // 21 * 3)) for split, size in sizes.items()}
     nodes = np.cumsum([0] + [len(world.names) for world in worlds.values()])
     facts = np.cumsum([0] + [len(world.facts) for world in worlds.values()])
     heads = [nodes[i] + head for i, world in enumerate(worlds.values()) for head, _, _ in world.facts]
     rows = np.argsort(np.argsort(heads, kind="stable"), kind="stable")  # the graph keeps its edges in order of source
     splits = {}
     for i, (name, world) in enumerate(worlds.items()):
-        asked = make_questions(world, rng, split_sizes(questions)[name])
+        asked = make_questions(world, rng, sizes[name])
         splits[name] = Split(world, asked, int(nodes[i]), rows[facts[i] : facts[i + 1]])
     return splits
 

@@ -4,7 +4,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle, islice, product
+from itertools import cycle, islice, permutations, product
 
 TYPES = ("person", "work", "place", "organisation")
 COUNTS = ("one", "two", "three")
@@ -171,14 +171,13 @@ def path_questions(world: World, rng: random.Random) -> Iterator[Question]:
     for row, (head, name, tail) in enumerate(world.facts):
         if name in ("born in", "lives in", "works for"):
             stars[head][tail] = row
-    people = sorted(stars)
+    pairs = {answer: [] for answer in YES_NO}
+    for first, second in permutations(stars, 2):
+        shared = len(stars[first].keys() & stars[second].keys())
+        if shared <= 1:
+            pairs["yes" if shared else "no"].append((first, second))
     for answer in cycle(YES_NO):
-        others = []
-        while not others:
-            first = rng.choice(people)
-            meetings = {p: len(stars[p].keys() & stars[first].keys()) for p in people if p != first}
-            others = [p for p, shared in meetings.items() if shared == (answer == "yes")]
-        second = rng.choice(others)
+        first, second = rng.choice(pairs[answer])
         facts = [*stars[first].values(), *stars[second].values()]
         rng.shuffle(facts)
         text = PATH_QUESTION.format(world.names[first], world.names[second])
