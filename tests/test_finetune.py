@@ -305,3 +305,42 @@ def test_a_recipe_and_flags_train_together(language_model_folder, data, tmp_path
         _, _, trainer, _ = trained(patch, [str(recipe), *argv])
     assert trainer.state.global_step == 3
     assert trainer.model.config.graph_config.encoder == "gat"
+
+
+# -------------------------------------------------------------------------------------------------------- variants
+def test_recomputed_activations_change_nothing_and_reach_adapters_and_graph(run):
+    _, _, trainer, before = run("recomputed", "--activation_checkpointing", "True")
+    assert losses(trainer) == pytest.approx(losses(run("lora")[2]), abs=1e-5)
+    for name, one in trainer.model.named_parameters():
+        if "lora_B" in name:
+            assert one.abs().sum() > 0, name
+        elif "graph_encoder" in name and one.requires_grad and not name.endswith("null_node"):
+            assert not torch.equal(one, before[name]), name
+
+
+def test_bf16_trains_on_a_cpu_close_to_float32(run):
+    _, _, trainer, _ = run("bf16", "--bf16", "True")
+    assert losses(trainer) == pytest.approx(losses(run("lora")[2]), abs=0.02)
+
+
+def test_lazy_preprocessing_trains_on_the_same_rows(run):
+    assert losses(run("lazy", "--lazy_preprocess", "True")[2]) == losses(run("lora")[2])
+
+
+def test_tensorboard_writes_its_events(run, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    run("events", "--report_to", "tensorboard")
+    assert any(path.stat().st_size for path in (tmp_path / "events").rglob("events.*"))
+
+
+def test_a_four_bit_base_trains_adapters_and_reader_and_reloads(run):
+    pytest.importorskip("bitsandbytes")
+    output, _, trainer, before = run("four_bits", "--q_lora", "True")
+    layer = trainer.model.get_base_model().language_model.model.layers[0].self_attn.q_proj
+    assert layer.base_layer.weight.dtype == torch.uint8
+    moved = {name for name, one in trainer.model.named_parameters() if not torch.equal(one, before[name])}
+    assert any("lora_B" in name for name in moved) and any("graph_encoder" in name for name in moved)
+    assert all("lora_" in name or "modules_to_save" in name for name in moved)
+    loaded = GraphLLMForConditionalGeneration.from_pretrained(output)
+    assert loaded.language_model.model.embed_tokens.weight.dtype == torch.float32
