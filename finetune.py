@@ -17,18 +17,18 @@ from data_processor.collator import GraphCollator
 from data_processor.dataset import GraphQADataset
 from data_processor.schema import read_jsonl
 from evaluation.generation import generate_predictions
-from evaluation.metrics import score
 from modeling_graphllm import GraphConfig
 from processing_graphllm import GraphLLMProcessor
 from serving.publish import composite, save_output, write_companions
 from training.arguments import Arguments, parse
 from training.callbacks import WholeCheckpoints, last_whole_checkpoint
-from training.data import build_processor, encode, graph_settings, load_tokenizer, open_splits
+from training.data import build_processor, encode, graph_settings, load_tokenizer
 from training.dry_run import dry_run
 from training.launch import start
-from training.model import build_model, check_trainable, graph_config_of
+from training.model import check_trainable, graph_config_of
 from training.optimizer import GroupedOptimizer
 from training.record import write_metrics, write_run
+from training.stages import STAGES
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +41,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """
     arguments = parse(sys.argv[1:] if argv is None else argv)
     start(arguments.training)
-    checkpoint = resume_point(arguments)
     if arguments.training.do_train and arguments.training.should_save and not arguments.run.dry_run:
         write_run(arguments.training.output_dir, arguments.flat())
+    checkpoint = resume_point(arguments)
 
+    stage = STAGES[arguments.run.stage]
     tokenizer, text_config = load_tokenizer(arguments)
-    raw = open_splits(arguments, tokenizer)
+    raw = stage.open_splits(arguments, tokenizer)
     processor, graph = readers(arguments, tokenizer, text_config, next(iter(raw.values())))
     splits = encode(arguments, raw, processor, text_config)
-    model = build_model(arguments, graph, processor, feature_encoder_of(raw))
+    model = stage.build_model(arguments, graph, processor, feature_encoder_of(raw))
     if arguments.run.dry_run:
         report, figures = dry_run(arguments, model, processor, splits["train"])
         print(report)
@@ -147,7 +148,7 @@ def predict(arguments: Arguments, trainer: Trainer, processor: GraphLLMProcessor
         batch_size=arguments.training.per_device_eval_batch_size,
         max_new_tokens=arguments.model.max_new_tokens,
     )
-    return score([row for _, row in read_jsonl(path)])
+    return STAGES[arguments.run.stage].score([row for _, row in read_jsonl(path)])
 
 
 if __name__ == "__main__":

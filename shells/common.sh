@@ -30,6 +30,7 @@ install() {
     wanted="$(cat requirements.txt | cksum) $*"
     [[ -f "$stamp" && "$(cat "$stamp")" == "$wanted" ]] && return
     say "installing into $ENVIRONMENT: $*"
+    "$PYTHON" -m pip --version > /dev/null 2>&1 || "$PYTHON" -m ensurepip > /dev/null
     "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"
     printf '%s' "$wanted" > "$stamp"
 }

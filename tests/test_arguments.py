@@ -4,12 +4,14 @@ import json
 import os
 import sys
 from argparse import Namespace
+from typing import get_args, get_type_hints
 
 import pytest
 
 from training import checks
-from training.arguments import parse
+from training.arguments import RunArguments, parse
 from training.checks import CHECKS, Machine, check_flags
+from training.stages import STAGES
 
 CPU = Machine(gpus=0, launched=False)
 
@@ -82,6 +84,12 @@ def test_malformed_yaml_is_one_sentence(base, tmp_path, text, said):
         parse([str(recipe), *base])
 
 
+def test_an_unknown_stage_names_those_that_there_are(base):
+    with pytest.raises(ValueError, match="--stage.*'dance'.*qa"):
+        parse([*base, "--stage", "dance"])
+    assert get_args(get_type_hints(RunArguments)["stage"]) == tuple(STAGES)
+
+
 def test_missing_yaml_file_and_value_of_the_wrong_type(base):
     with pytest.raises(ValueError, match="no file 'nowhere.yaml'"):
         parse(["nowhere.yaml", *base])
@@ -136,7 +144,6 @@ ROWS = {
     "no model": lambda t: ({"model_name_or_path": None}, CPU),
     "no data": lambda t: ({"data_path": None}, CPU),
     "missing data": lambda t: ({"data_path": str(t / "nowhere")}, CPU),
-    "unknown stage": lambda t: ({"stage": "dance"}, CPU),
     "no GPU": lambda t: ({"use_cpu": False}, CPU),
     "several GPUs without torchrun": lambda t: ({}, Machine(gpus=2, launched=False)),
     "DeepSpeed optimizer": lambda t: ({"deepspeed": deepspeed(t, optimizer={})}, CPU),

@@ -10,7 +10,7 @@ import sys
 from argparse import Namespace
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 import transformers
@@ -34,7 +34,7 @@ RENAMED = {
 
 @dataclass
 class RunArguments:
-    stage: str = HfArg(default="qa", help="What is trained: see training/stages.py.")
+    stage: Literal["qa"] = HfArg(default="qa", help="What is trained: see training/stages.py.")
     init_from: str | None = HfArg(default=None, help="Output folder of a run whose weights this one starts from.")
     dry_run: bool = HfArg(default=False, help="Build everything, print parameters, one example and memory, and stop.")
     json: str | None = HfArg(default=None, help="With --dry_run: also write its figures to this file.")

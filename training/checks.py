@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-from training.stages import STAGES
-
 
 @dataclass(frozen=True)
 class Machine:
@@ -118,11 +116,6 @@ CHECKS = (
         "missing data",
         lambda f, m: f.data_path and not Path(f.data_path).exists(),
         "--data_path {data_path} does not exist. Give a dataset folder, conversation JSON or chat JSON lines.",
-    ),
-    Check(
-        "unknown stage",
-        lambda f, m: f.stage not in STAGES,
-        f"--stage {{stage}} is not known. Use one of: {', '.join(STAGES)}.",
     ),
     Check(
         "no GPU",

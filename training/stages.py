@@ -1,6 +1,12 @@
-"""What each `--stage` trains, in one plain table: finetune.py reads it, and the flags name it."""
+"""What each `--stage` trains, in one plain table: its data, its model, its scores. All else is the same Trainer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from evaluation.metrics import score
+from training.data import open_splits
+from training.model import build_model
 
 
 @dataclass(frozen=True)
@@ -8,14 +14,14 @@ class Stage:
     """One way to train.
 
     Attributes:
-        model: the class in modeling_graphllm.py.
-        data: the layout of `--data_path` that it reads.
-        metrics: what --do_predict scores the answers with, in evaluation/metrics.py.
+        open_splits: flags and tokenizer -> the raw splits that the run reads.
+        build_model: flags, graph reader, processor, feature encoder -> the model with its trained parameters marked.
+        score: rows of predictions.jsonl -> metrics.
     """
 
-    model: str
-    data: str
-    metrics: str
+    open_splits: Callable[..., dict[str, Any]]
+    build_model: Callable[..., Any]
+    score: Callable[..., dict[str, float]]
 
 
-STAGES = {"qa": Stage(model="GraphLLMForConditionalGeneration", data="questions or conversations", metrics="score")}
+STAGES = {"qa": Stage(open_splits=open_splits, build_model=build_model, score=score)}
