@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import platform
 import random
 import subprocess
@@ -90,7 +91,7 @@ class Progress:
     seconds: float = 0.0
 
 
-class Trainer:
+class Run:
     """Model, optimizer and progress of one run."""
 
     def __init__(self, recipe: Recipe) -> None:
@@ -242,17 +243,17 @@ def main() -> None:
     path = parser.parse_args().recipe
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe = read_recipe(path)
-    trainer = Trainer(recipe)
-    trainer.train()
-    metrics = evaluate(trainer.model, trainer.tokenizer)
+    run = Run(recipe)
+    run.train()
+    metrics = evaluate(run.model, run.tokenizer)
     print(json.dumps(metrics))
     if metrics["exact_match"] < recipe.gate:
         raise SystemExit(
             f"exact match {metrics['exact_match']:.3f} is under the gate of {recipe.gate}: nothing was saved; "
             f"set more `steps` in {path} and start again, the run goes on from {recipe.work_dir}"
         )
-    write_model(trainer.model, trainer.tokenizer, recipe.output_dir)
-    write_result(recipe, path, trainer.progress, metrics)
+    write_model(run.model, run.tokenizer, recipe.output_dir)
+    write_result(recipe, path, run.progress, metrics)
     print(f"saved {recipe.output_dir} and {recipe.result}")
 
 
@@ -264,7 +265,7 @@ def write_result(recipe: Recipe, path: Path, progress: Progress, metrics: dict[s
     record = {
         "command": f"python -m data_processor.demo_base {path}",
         "commit": found.stdout.strip() or None,
-        "machine": f"{platform.machine()} CPU, {recipe.threads} thread(s), torch {torch.__version__}",
+        "machine": f"{platform.machine()}, {recipe.threads} of {os.cpu_count()} cores, torch {torch.__version__}",
         "minutes": round(progress.seconds / 60, 1),
         "seeds": [recipe.seed],
         "format": "user message: 4 to 6 lines `head | relation | tail`, an empty line, the question",

@@ -158,7 +158,7 @@ def test_the_shipped_base_is_small_and_answers_look_ups_about_names_it_never_rea
 def test_a_killed_training_goes_on_where_it_stopped_and_ends_with_the_same_weights(tmp_path):
     import torch
 
-    from data_processor.demo_base import Recipe, Stage, Trainer
+    from data_processor.demo_base import Recipe, Run, Stage
 
     def recipe(work_dir: Path, steps: int) -> Recipe:
         model = {"hidden_size": 32, "intermediate_size": 32, "layers": 2, "heads": 2, "rope_theta": 100000.0}
@@ -169,14 +169,14 @@ def test_a_killed_training_goes_on_where_it_stopped_and_ends_with_the_same_weigh
             output_dir=tmp_path / "unused", result=tmp_path / "unused.json",
         )  # fmt: skip
 
-    whole = Trainer(recipe(tmp_path / "whole", 12))
+    whole = Run(recipe(tmp_path / "whole", 12))
     whole.train()
-    killed = Trainer(recipe(tmp_path / "killed", 12))
+    killed = Run(recipe(tmp_path / "killed", 12))
     for batch in killed.batches():
         killed.train_step(batch)
     killed.progress.round += 1
     killed.save()
-    resumed = Trainer(recipe(tmp_path / "killed", 12))
+    resumed = Run(recipe(tmp_path / "killed", 12))
     resumed.train()
     assert resumed.progress.step == whole.progress.step and resumed.progress.tokens == whole.progress.tokens
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
