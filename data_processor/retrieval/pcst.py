@@ -122,9 +122,6 @@ def steiner_tree(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The tree of Hegde, Indyk, Schmidt 2015 ("A Nearly-Linear Time Framework for Graph-Structured Sparsity").
 
-    pcst_fast knows no prizes of edges: an edge costs its cost less its prize, and where the prize is higher the edge
-    is split by a virtual node that carries the difference as its prize.
-
     Args:
         edges: (e, 2) int64. node_prizes: (n,), edge_prizes: (e,) float32.
 
@@ -133,18 +130,30 @@ def steiner_tree(
     """
     if len(edges) == 0:
         return np.flatnonzero(node_prizes), np.zeros(0, dtype=np.int64)
+    plain, virtual, problem = steiner_problem(edges, node_prizes, edge_prizes, edge_cost)
+    vertices, chosen = solver()(*problem, -1, clusters, "gw", 0)
     count = len(node_prizes)
-    split = edge_prizes > np.float32(edge_cost)
-    plain, virtual = np.flatnonzero(~split), np.flatnonzero(split)
-    middles = count + np.arange(len(virtual))
-    halves = np.stack([edges[virtual, 0], middles, middles, edges[virtual, 1]], axis=1).reshape(-1, 2)
-    problem = np.concatenate([edges[plain], halves])
-    costs = np.concatenate([np.float32(edge_cost) - edge_prizes[plain], np.zeros(len(halves), np.float32)])
-    prizes = np.concatenate([node_prizes, edge_prizes[virtual] - np.float32(edge_cost)])
-    vertices, chosen = solver()(problem, prizes.astype(np.float64), costs.astype(np.float64), -1, clusters, "gw", 0)
     tree = np.concatenate([plain[chosen[chosen < len(plain)]], virtual[vertices[vertices >= count] - count]])
     nodes = np.concatenate([vertices[vertices < count], edges[tree].reshape(-1)])
     return np.unique(nodes), np.sort(tree)
+
+
+def steiner_problem(
+    edges: np.ndarray, node_prizes: np.ndarray, edge_prizes: np.ndarray, edge_cost: float
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(edges that stay, edges that are split, (edges, prizes, costs) of a problem without prizes of edges).
+
+    An edge costs its cost less its prize; where the prize is higher it is split by a virtual node, numbered from n on,
+    that carries the difference as its prize.
+    """
+    split = edge_prizes > np.float32(edge_cost)
+    plain, virtual = np.flatnonzero(~split), np.flatnonzero(split)
+    middles = len(node_prizes) + np.arange(len(virtual))
+    halves = np.stack([edges[virtual, 0], middles, middles, edges[virtual, 1]], axis=1).reshape(-1, 2)
+    costs = np.concatenate([np.float32(edge_cost) - edge_prizes[plain], np.zeros(len(halves), np.float32)])
+    prizes = np.concatenate([node_prizes, edge_prizes[virtual] - np.float32(edge_cost)])
+    problem = np.concatenate([edges[plain], halves]), prizes.astype(np.float64), costs.astype(np.float64)
+    return plain, virtual, problem
 
 
 @cache
