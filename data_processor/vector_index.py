@@ -88,7 +88,7 @@ def build_index(vectors: np.ndarray, kind: str) -> ExactIndex | FaissIndex:
         index = faiss.IndexHNSWFlat(width, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction, index.hnsw.efSearch = HNSW_BUILD, HNSW_SEARCH
     else:
-        lists = max(1, min(int(4 * count**0.5), count // TRAIN_ROWS_PER_LIST))
+        lists = max(1, min(int(2 * count**0.5), count // TRAIN_ROWS_PER_LIST))
         index = faiss.index_factory(width, f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
         sample = np.random.default_rng(0).permutation(count)[: lists * TRAIN_ROWS_PER_LIST]
         index.train(unit_rows(vectors[np.sort(sample)]))

@@ -57,9 +57,13 @@ def pcst(
     ends = triples[:, ::2]
     edges = ends if len(nodes) == graph.num_nodes else np.searchsorted(nodes, ends)
     tree_nodes, tree_edges = steiner_tree(edges, node_prizes, edge_prizes, edge_cost, clusters)
-    kept = np.concatenate([nodes[tree_nodes], seeds[:append]])
-    scores = np.concatenate([node_prizes[tree_nodes], np.zeros(min(append, len(seeds)), np.float32)])
-    return graph.subgraph(kept, rows[tree_edges], scores, edge_prizes[tree_edges])
+    ids, scores = nodes[tree_nodes], node_prizes[tree_nodes]
+    appended = seeds[:append][~np.isin(seeds[:append], ids)]
+    ids, scores = np.concatenate([ids, appended]), np.concatenate([scores, np.zeros(len(appended), np.float32)])
+    best_nodes = np.argsort(-scores, kind="stable")
+    best_edges = np.argsort(-edge_prizes[tree_edges], kind="stable")
+    tree_edges = tree_edges[best_edges]
+    return Subgraph(ids[best_nodes], scores[best_nodes], rows[tree_edges], edge_prizes[tree_edges])
 
 
 def surroundings(
