@@ -23,7 +23,9 @@ from data_processor.knowledge_graph import NODE_SCHEMA, KnowledgeGraph
 from data_processor.schema import Document
 from data_processor.subgraph_store import SubgraphStore, write_subgraphs
 
-__all__ = ["KnowledgeGraph", "SubgraphStore", "embed_graph", "parse_triples", "write_graph", "write_subgraphs"]
+__all__ = [
+    "Encoder", "KnowledgeGraph", "SubgraphStore", "embed_graph", "parse_triples", "write_graph", "write_subgraphs",
+]  # fmt: skip
 
 RELATION_SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.large_string()), ("text", pa.large_string())])
 DOCUMENT_SCHEMA = pa.schema([(name, pa.large_string()) for name in ("id", "title", "text")])

@@ -12,9 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_processor.embedding_cache import Encoder
 from data_processor.files import MANIFEST, checksum
-from data_processor.graph_store import KnowledgeGraph, write_subgraphs
+from data_processor.graph_store import Encoder, KnowledgeGraph, write_subgraphs
 from data_processor.linking import Linker
 from data_processor.retrieval import METHODS
 from data_processor.retrieval.split import Retriever, retrieve_split

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_processor.embedding_cache import Encoder
-from data_processor.graph_store import KnowledgeGraph
+from data_processor.graph_store import Encoder, KnowledgeGraph
 from data_processor.schema import QAPair, Subgraph
 from data_processor.vector_index import ExactIndex, FaissIndex
 
