@@ -69,7 +69,7 @@ def build_base(folder: Path, data: Path) -> None:
     ).save_pretrained(folder)
     torch.manual_seed(BASE_SEED)
     config = LlamaConfig(
-        vocab_size=backend.get_vocab_size(), hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+        vocab_size=backend.get_vocab_size(), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=1024, tie_word_embeddings=True,
         bos_token_id=None, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip

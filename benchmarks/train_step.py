@@ -75,18 +75,18 @@ def measure_time(folder: Path, rounds: int, warm_up: int) -> dict[str, list[floa
 
 
 def measure_memory(name: str, threads: int) -> dict[str, float]:
-    """Peak resident MiB of a fresh process that takes three steps of one arm: whole, and above the built model."""
+    """Peak resident MiB of a fresh process that takes two steps of one arm: whole, and above the built model."""
     command = [sys.executable, __file__, "--memory_of", name, "--threads", str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def memory_of(folder: Path, name: str) -> dict[str, float]:
-    """In the child: three steps, then the peak that the kernel counted (getrusage would count the parent too)."""
+    """In the child: two steps, then the peak that the kernel counted (getrusage would count the parent too)."""
     arm = BUILDERS[name](folder)
     optimizer = torch.optim.AdamW(arm.parameters, lr=1e-4)
     before = resident_mib("VmRSS")
-    for batch in make_batches(3, seed=0):
+    for batch in make_batches(2, seed=0):
         train_step(arm, optimizer, arm.prepare(batch))
     peak = resident_mib("VmHWM")
     return {"peak": peak, "step": peak - before}
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description="One training step beside PyG's GRetriever and the bare model.")
     parser.add_argument("--json", type=Path, help="file for the figures")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--memory_of", choices=ARMS, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
