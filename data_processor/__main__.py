@@ -21,6 +21,8 @@ from data_processor.vector_index import KINDS
 
 NEEDS_EMBEDDING = {"similarity", "pcst"}  # methods that look at the question's embedding or search by it
 
+IMPORT_FLAGS = {"hops": "metaqa", "user": "neo4j", "database": "neo4j", "node_query": "neo4j",
+                "relationship_query": "neo4j"}  # fmt: skip
 PARAMETERS = {
     "max_nodes": int, "steps": int, "restart": float, "tolerance": float, "max_steps": int, "max_edges": int,
     "top_k_nodes": int, "top_k_edges": int, "edge_cost": float, "max_prize": float, "append": int, "clusters": int,
@@ -32,12 +34,27 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line as a namespace whose `run` does the work."""
     parser = argparse.ArgumentParser(prog="python -m data_processor", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    add_graph_commands(commands)
+    add_question_commands(commands)
+    return parser.parse_args(argv)
 
-    command = commands.add_parser("import", help="a foreign format -> graph/, qa/ and subgraphs/")
+
+def add_graph_commands(commands: argparse._SubParsersAction) -> None:
+    """import and embed: what makes a graph."""
+    command = commands.add_parser(
+        "import", help="a foreign format -> graph/, qa/ and subgraphs/", epilog=formats(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     command.add_argument("format", choices=sorted(IMPORTERS))
-    command.add_argument("--input", type=Path, required=True, help="file or folder of that format")
-    command.add_argument("--output", type=Path, required=True, help="graph folder or dataset folder to write")
+    command.add_argument("--input", required=True, help="file or folder of that format; webqsp: also a name on "
+                         "the Hub; neo4j: bolt://HOST:PORT, the password in NEO4J_PASSWORD")  # fmt: skip
+    command.add_argument("--output", type=Path, required=True, help="dataset folder to write; graph folder for "
+                         "triples of one file, graphml, neo4j and pyg")  # fmt: skip
     command.add_argument("--hops", type=int, nargs="+", choices=(1, 2, 3), help="metaqa only: which question sets")
+    command.add_argument("--user", help="neo4j only (default: neo4j)")
+    command.add_argument("--database", help="neo4j only (default: the server's)")
+    command.add_argument("--node_query", help="neo4j only: Cypher that returns id, name?, type?, text?, properties?")
+    command.add_argument("--relationship_query", help="neo4j only: Cypher that returns source, relation, target")
     command.set_defaults(run=run_import)
 
     command = commands.add_parser("embed", help="node and relation texts -> vectors in graph/")
@@ -48,6 +65,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     command.add_argument("--dtype", choices=("float16", "float32"), default="float16")
     command.set_defaults(run=run_embed)
 
+
+def add_question_commands(commands: argparse._SubParsersAction) -> None:
+    """link, retrieve and inspect: what is done for questions."""
     command = commands.add_parser("link", help="names in questions -> seed nodes in qa/")
     command.add_argument("--data", type=Path, required=True, help="dataset folder")
     command.add_argument("--overwrite", action="store_true", help="also link questions that have seed nodes")
@@ -72,17 +92,23 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     command.add_argument("--max_tokens", type=int, help="of the subgraph's text (default: all of it)")
     command.add_argument("--tokenizer", help="a Hugging Face tokenizer to count with (default: words and marks)")
     command.set_defaults(run=run_inspect)
-    return parser.parse_args(argv)
+
+
+def formats() -> str:
+    """A line a format: its name and the sentence of its importer."""
+    sentences = {name: str(sys.modules[one.__module__].__doc__).splitlines()[0] for name, one in IMPORTERS.items()}
+    return "formats:\n" + "\n".join(f"  {name:15} {sentence}" for name, sentence in sorted(sentences.items()))
 
 
 def run_import(arguments: argparse.Namespace) -> str:
     """Imports one foreign format; returns what was done."""
-    options = {}
-    if arguments.hops is not None:
-        if arguments.format != "metaqa":
-            raise ValueError(f"--hops belongs to the format metaqa, not to {arguments.format}; leave it out")
-        options["hops"] = tuple(arguments.hops)
-    report = IMPORTERS[arguments.format](arguments.input, arguments.output, **options)
+    options = {name: vars(arguments)[name] for name in IMPORT_FLAGS if vars(arguments)[name] is not None}
+    for name in options:
+        if IMPORT_FLAGS[name] != arguments.format:
+            owner = f"--{name} belongs to the format {IMPORT_FLAGS[name]}"
+            raise ValueError(f"{owner}, not to {arguments.format}; leave it out")
+    source = arguments.input if arguments.format == "neo4j" else Path(arguments.input)
+    report = IMPORTERS[arguments.format](source, arguments.output, **options)
     assert report.rows == report.kept + report.rejected, report
     counts = f"{report.rows} rows read, {report.kept} kept, {report.rejected} rejected"
     where = f" (see {arguments.output / 'rejected.jsonl'})" if report.rejected else ""

@@ -37,17 +37,18 @@ class RowReader:
         self.rejected = rejected
         self.count = 0
 
-    def lines(self, path: Path) -> Iterator[tuple[int, str]]:
-        """Yields (line number from 1, line without its end) of a text file, plain or .gz; blank lines are no rows."""
+    def lines(self, path: Path, blank: bool = False) -> Iterator[tuple[int, str]]:
+        """Yields (line number from 1, line without its end) of a text file, plain or .gz.
+
+        Blank lines are no rows; with `blank` they are yielded, but not counted.
+        """
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
             for number, raw in enumerate(tqdm(file, desc=path.name, unit=" lines", delay=2), start=1):
-                line = self._decode(path, number, raw)
+                line = self._decode(path, number, raw) if raw.strip() else "" if blank else None
                 if line is not None:
                     yield number, line
 
     def _decode(self, path: Path, number: int, raw: bytes) -> str | None:
-        if not raw.strip():
-            return None
         self.count += 1
         if len(raw) > LINE_LIMIT:
             self.reject(path, number, f"a line of {len(raw)} bytes; the limit is {LINE_LIMIT}", repr(raw[:200]))
@@ -69,7 +70,7 @@ class RowReader:
     def _csv_rows(self, path: Path) -> Iterator[tuple[int, list[str]]]:
         csv.field_size_limit(LINE_LIMIT)
         numbers: list[int] = []
-        reader = csv.reader(remembered(self.lines(path), numbers))
+        reader = csv.reader(remembered(self.lines(path, blank=True), numbers))
         while True:
             numbers.clear()
             try:
@@ -80,8 +81,9 @@ class RowReader:
                 self.count -= len(numbers) - 1
                 self.reject(path, numbers[0], f"not CSV ({error})", "")
                 continue
-            self.count -= len(numbers) - 1  # a row of several lines is one row
-            yield numbers[0], fields
+            if numbers:  # else the line was blank
+                self.count -= len(numbers) - 1  # a row of several lines is one row
+                yield numbers[0], fields
 
     def reject(self, path: Path, line: int, reason: str, row: object) -> None:
         """Puts a row that was counted among the rejected."""
@@ -89,9 +91,10 @@ class RowReader:
 
 
 def remembered(lines: Iterable[tuple[int, str]], numbers: list[int]) -> Iterator[str]:
-    """The lines with their ends, their numbers noted down."""
+    """The lines with their ends, the numbers of those that are not blank noted down."""
     for number, line in lines:
-        numbers.append(number)
+        if line:
+            numbers.append(number)
         yield line + "\n"
 
 

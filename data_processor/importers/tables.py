@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet
 
 from data_processor.graph_store import write_graph
@@ -36,17 +37,22 @@ def import_tables(source: Path, output: Path, reader: RowReader) -> ImportReport
     edges_path = find_table(source, "edges")
     assert edges_path is not None
     table = TripleTable(nodes, relations, new_nodes=not nodes, new_relations=not relations)
-    for line, row in table_rows(edges_path, reader):
-        reason = table.add([row.get(column, "") for column in ("source", "relation", "target")], line)
-        if reason is not None:
-            reader.reject(edges_path, line, reason, row)
-    triples = table.triples(edges_path, reader.rejected)
+    triples = read_edges(edges_path, table, reader)
     records = list(nodes.values()) or table.node_records({})
     texts = {name: text for name, text in relations.items() if text}
     graph = write_graph(output, records, table.relation_records(texts), triples)
     summary = f"{graph.num_nodes} nodes, {graph.num_relations} relations, {graph.num_edges} edges in {output}"
     kept = len(triples) + len(nodes) + len(relations)
     return ImportReport(reader.count, kept, reader.rejected.count, summary)
+
+
+def read_edges(path: Path, table: TripleTable, reader: RowReader) -> np.ndarray:
+    """The distinct triples (k, 3) of a table of edges as ids of `table`."""
+    for line, row in table_rows(path, reader):
+        reason = table.add([row.get(column, "") for column in ("source", "relation", "target")], line)
+        if reason is not None:
+            reader.reject(path, line, reason, row)
+    return table.triples(path, reader.rejected)
 
 
 def read_nodes(source: Path, reader: RowReader) -> dict[str, dict[str, Any]]:
