@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from data_processor.files import ArrowColumns, read_manifest, read_npy
 from data_processor.graph_text import cut_rows, join_tables, join_triples, table_rows, triple_rows
-from data_processor.schema import Subgraph
+from data_processor.schema import Document, Subgraph
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -26,7 +26,7 @@ class KnowledgeGraph:
     """A whole graph on disk. Node, relation and edge ids are row numbers from 0; edges are [source, relation, target].
 
     Attributes:
-        num_nodes, num_edges, num_relations: its size.
+        num_nodes, num_edges, num_relations, num_documents: its size.
         text_encoder: name of the encoder of the features; None before `embed_graph`.
         edges: (E, 3) int64, sorted by source. out_offsets, in_offsets: (N + 1,) int64. in_edges: (E,) int64, rows of
             `edges` sorted by target. All four are memory maps.
@@ -38,6 +38,7 @@ class KnowledgeGraph:
         self.manifest = manifest
         counts = manifest["counts"]
         self.num_nodes, self.num_edges, self.num_relations = counts["nodes"], counts["edges"], counts["relations"]
+        self.num_documents: int = counts["documents"]
         self.text_encoder: str | None = manifest["text_encoder"]
         self.edges = self._array("edges.npy", (self.num_edges, 3))
         self.out_offsets = self._array("out_offsets.npy", (self.num_nodes + 1,))
@@ -121,6 +122,19 @@ class KnowledgeGraph:
         row = self._ids(id, self.num_nodes, "node")
         record = {column: self._nodes.take(column, row)[0] for column in NODE_SCHEMA.names}
         return {**record, "text": self.node_text(row)[0], "attributes": json.loads(record["attributes"] or "{}")}
+
+    def documents(self, rows: Any) -> list[Document]:
+        """The documents of these row numbers."""
+        rows = self._ids(rows, self.num_documents, "document")
+        columns = ArrowColumns(self.path / "documents.arrow") if len(rows) else None
+        values = [columns.take(name, rows) if columns else [] for name in ("id", "title", "text")]
+        return [Document(*fields) for fields in zip(*values, strict=True)]
+
+    @cached_property
+    def document_nodes(self) -> np.ndarray:
+        """(k, 2) [document, node]: which nodes a document names; (0, 2) for a graph without documents."""
+        has_documents = "document_nodes.npy" in self.manifest["bytes"]
+        return read_npy(self.path / "document_nodes.npy") if has_documents else np.zeros((0, 2), dtype=np.int64)
 
     def iter_names(self) -> Iterator[str]:
         """All node names in the order of their ids, read in batches."""

@@ -43,8 +43,8 @@ class Linker:
     def link(self, question: str) -> list[Link]:
         """The links of a question in their order.
 
-        Words such as "what" or "the" link only when nothing else does. Where some linked places hold a capital or a
-        digit, as names do, the others are taken for common words and dropped.
+        Words such as "what" or "the" link only with a capital inside the question, or when nothing else does. Where
+        some linked places hold a capital or a digit, as names do, the others are taken for common words and dropped.
         """
         found = self._spans(question, common_words=False) or self._spans(question, common_words=True)
         named = [link for link in found if any(letter.isupper() or letter.isdigit() for letter in link.text)]
@@ -63,15 +63,17 @@ class Linker:
                     continue
                 text = question[tokens[first][0] : tokens[first + length - 1][1]]
                 key = " ".join(words(text))
-                if key in self._nodes and (common_words or key not in STOP_WORDS):
+                is_name = key not in STOP_WORDS or (first > 0 and text[0].isupper())
+                if key in self._nodes and (common_words or is_name):
                     found[first] = self._resolve(question, text, key)
                     free[first : first + length] = [False] * length
         return [found[first] for first in sorted(found)]
 
     def _resolve(self, question: str, text: str, key: str) -> Link:
-        exact = tuple(node for node, name in self._nodes[key] if name in question)
+        exact = [(node, name) for node, name in self._nodes[key] if name in question]
         if exact:
-            return Link(text, exact, "exact")
+            longest = max(len(name) for _, name in exact)
+            return Link(text, tuple(node for node, name in exact if len(name) == longest), "exact")
         return Link(text, tuple(node for node, _ in self._nodes[key]), "normalised")
 
 

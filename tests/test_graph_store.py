@@ -251,7 +251,7 @@ def test_changed_files_are_noticed(graph):
     ("change", "sentence"),
     [
         ({"schema_version": 99}, "schema_version 99"),
-        ({"counts": {"nodes": 6, "edges": 4, "relations": 2}}, r"shape \(6,\).* says \(7,\)"),
+        ({"counts": {"nodes": 6, "edges": 4, "relations": 2, "documents": 0}}, r"shape \(6,\).* says \(7,\)"),
         ({"feature_width": 5}, "node_features.npy"),
     ],
 )
@@ -273,9 +273,14 @@ def test_documents_are_kept_and_checked(tmp_path):
     documents = [Document("d0", None, "Ann likes Bob."), Document("d1", "T", "Cy")]
     graph = write_graph(tmp_path / "g", NODES, RELATIONS, EDGES, documents, np.array([[0, 0], [0, 1], [1, 2]]))
     assert graph.manifest["counts"]["documents"] == 2
-    assert files.read_npy(graph.path / "document_nodes.npy").tolist() == [[0, 0], [0, 1], [1, 2]]
+    assert graph.document_nodes.tolist() == [[0, 0], [0, 1], [1, 2]]
+    assert graph.documents([1, 0]) == documents[::-1] and graph.documents([]) == [] and graph.num_documents == 2
+    with pytest.raises(ValueError, match="document id 2 is out of range"):
+        graph.documents([2])
     with pytest.raises(ValueError, match="document 2, but there are 2"):
         write_graph(tmp_path / "g", NODES, RELATIONS, EDGES, documents, np.array([[2, 0]]))
+    without = write_graph(tmp_path / "g", NODES, RELATIONS, EDGES)
+    assert without.num_documents == 0 and without.document_nodes.shape == (0, 2)
 
 
 def test_graph_travels_to_a_worker_by_its_path(graph):

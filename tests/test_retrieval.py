@@ -136,6 +136,8 @@ def test_accents_and_marks_do_not_matter():
     (link,) = Linker(["Zoë Hall", "Airplane!"]).link("has zoe hall flown")
     assert link.nodes == (0,) and link.how == "normalised"
     assert Linker(["Zoë Hall", "Airplane!"]).link("who made Airplane? or so")[0].nodes == (1,)
+    assert Linker(["Alive", "Alive!"]).link("who made Alive! then")[0].nodes == (1,), "the longer of two that match"
+    assert Linker(["Go", "director"]).link("who is the director of Go")[0].nodes == (0,)
 
 
 @pytest.mark.parametrize("kind", ["exact", "hnsw", "ivf"])
