@@ -185,8 +185,8 @@ def path_questions(world: World, rng: random.Random) -> Iterator[Question]:
 
 
 def make_questions(world: World, rng: random.Random, count: int) -> list[Question]:
-    """`count` questions in random order: one seventh of each closed type, labels balanced, the rest look-ups."""
-    share = count // 7
+    """`count` questions in random order: a quarter of each closed type, labels balanced, the rest look-ups."""
+    share = count // 4
     questions = [
         *islice(type_questions(world, rng), share),
         *islice(count_questions(world, rng), share),

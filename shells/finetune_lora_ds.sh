@@ -35,6 +35,7 @@ if (($# == 0)) && [[ -z "${MODEL:-}${DATA:-}" ]]; then
     prepare
     started="$(date +%s)"
     export CUDA_VISIBLE_DEVICES=""
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # so small a model gains nothing from threads, and they wait in a spin
     run -m data_processor.demo --output output/demo/data
     run finetune.py configs/demo.yaml
     run -m evaluation demo --model output/demo/model --data output/demo/data \

@@ -79,6 +79,9 @@ class GraphArguments:
     graph_projector: str | None = HfArg(default=None, help="mlp, ffn or linear.")
     projector_hidden_dim: int | None = HfArg(default=None, help="Inner width of the projector.")
     projector_dropout: float | None = HfArg(default=None, help="Dropout of the ffn projector.")
+    projector_scale: float | None = HfArg(
+        default=None, help="Size that the ffn projector's tokens start with: best that of the language model's own."
+    )
     graph_token_dropout: float | None = HfArg(
         default=None, help="Share of graphs whose tokens are zeroed in training: the model learns what no graph is."
     )
@@ -140,6 +143,8 @@ class TrainingArguments(transformers.TrainingArguments):
     accelerator_config: dict | str | None = HfArg(
         default_factory=lambda: {"dispatch_batches": False}, help="JSON. Batches must not be cut by row."
     )
+
+    hub_strategy: str = HfArg(default="end", help="Published once, when the folder is whole.")
 
     def __post_init__(self) -> None:
         if self.use_cpu is None:
