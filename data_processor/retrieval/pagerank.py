@@ -126,13 +126,23 @@ def add(ids: np.ndarray, mass: np.ndarray, more_ids: np.ndarray, more: np.ndarra
 
 
 def best_nodes(graph: KnowledgeGraph, ids: np.ndarray, score: np.ndarray, max_nodes: int) -> Subgraph:
-    """The `max_nodes` best nodes and all edges between them; an edge has the lower score of its ends."""
+    """The `max_nodes` best of the nodes `ids` (n,), ascending, and all edges between them.
+
+    An edge has the lower score of its ends; of nodes with equal scores the one with the lower id is better.
+    """
+    score = score.astype(np.float64)  # without a seed it is the empty sum of whole numbers
+    if len(ids) > max_nodes:
+        least = np.partition(score, -max_nodes)[-max_nodes]
+        ids, score = ids[score >= least], score[score >= least]
     order = np.argsort(-score, kind="stable")[:max_nodes]
-    nodes, score = ids[order], score[order].astype(np.float64)  # no seed: bincount of nothing is of whole numbers
-    rows = np.sort(graph.out_edges(nodes))
-    by_id = np.argsort(nodes)
-    ends = graph.edges[rows][:, [0, 2]]
-    places = np.minimum(np.searchsorted(nodes, ends, sorter=by_id), len(nodes) - 1)
-    inside = (nodes[by_id[places]] == ends).all(axis=1)
-    edge_scores = score[by_id[places[inside]]].min(axis=1)
-    return graph.subgraph(nodes, rows[inside], score, edge_scores)
+    kept = np.sort(order)
+    nodes, by_id = ids[kept], score[kept]
+    rows = graph.out_edges(nodes)
+    sources = np.repeat(np.arange(len(nodes)), graph.out_offsets[nodes + 1] - graph.out_offsets[nodes])
+    ends = graph.edges[rows, 2]
+    targets = np.minimum(np.searchsorted(nodes, ends), len(nodes) - 1)
+    inside = nodes[targets] == ends
+    edge_scores = np.minimum(by_id[sources[inside]], by_id[targets[inside]])
+    best = np.argsort(-edge_scores, kind="stable")
+    node_scores, edge_scores = score[order].astype(np.float32), edge_scores[best].astype(np.float32)
+    return Subgraph(ids[order], node_scores, rows[inside][best], edge_scores)
