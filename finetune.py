@@ -19,8 +19,8 @@ from data_processor.schema import read_jsonl
 from evaluation.generation import generate_predictions
 from modeling_graphllm import GraphConfig
 from processing_graphllm import GraphLLMProcessor
-from serving.publish import composite, save_output, write_companions
-from training.arguments import Arguments, parse
+from serving.publish import composite, push, save_output, write_companions
+from training.arguments import Arguments, TrainingArguments, parse
 from training.callbacks import WholeCheckpoints, last_whole_checkpoint
 from training.data import build_processor, encode, graph_settings, load_tokenizer
 from training.dry_run import dry_run
@@ -67,8 +67,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         metrics |= predict(arguments, trainer, processor, raw["test"])
     if trainer.is_world_process_zero():
         write_metrics(arguments.training.output_dir, metrics)
-    if arguments.training.push_to_hub:
-        trainer.push_to_hub(tags=["graphllm", "custom_code"])
+        publish(arguments.training)
     return metrics
 
 
@@ -136,6 +135,13 @@ def save(arguments: Arguments, trainer: Trainer, processor: GraphLLMProcessor) -
         save_weights=partial(trainer.save_model, _internal_call=True),
         write=trainer.is_world_process_zero(),
     )
+
+
+def publish(training: TrainingArguments) -> None:
+    """With --push_to_hub, the finished folder goes to the Hub."""
+    if training.push_to_hub:
+        where = (training.hub_model_id, training.hub_token, training.hub_private_repo, training.hub_revision)
+        logger.info("Published: %s", push(training.output_dir, *where))
 
 
 def predict(arguments: Arguments, trainer: Trainer, processor: GraphLLMProcessor, dataset: Any) -> dict[str, float]:

@@ -1,10 +1,11 @@
-"""Writes a model as a folder that loads by itself, here or from the Hub: weights, configuration, code, processor."""
+"""Writes a model as a folder that loads by itself: weights, configuration, code, processor, card; and pushes it."""
 
 import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from huggingface_hub import HfApi, snapshot_download
 from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
@@ -12,6 +13,30 @@ from transformers.dynamic_module_utils import custom_object_save
 logger = logging.getLogger(__name__)
 
 BASE = "base"
+# what a run keeps for itself and the Hub has no use for
+NOT_PUBLISHED = ("checkpoint-*", "_*", "*.tmp", "training_args.bin", "rejected*.jsonl", "predictions.jsonl*")
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- custom_code
+- graphllm
+{base}---
+
+# {name}
+
+A language model that answers from graphs: {encoder} encoder, {projector} projector, {tokens}.
+Node and edge features were made by `{feature_encoder}`; use the same for new graphs.
+
+```python
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
+```
+
+It needs the packages torch_geometric and peft.
+"""
 # a base model's weights are copied as safetensors; other formats of the same weights are left behind
 OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf", ".*", "original", "*.tmp")
 
@@ -47,6 +72,7 @@ def save_output(
     if include_base:
         copy_base(composite(model), folder)
     write_companions(model, processor, folder)
+    write_card(composite(model), folder)
     return folder
 
 
@@ -66,12 +92,47 @@ def write_companions(model: PreTrainedModel | PeftModel, processor: ProcessorMix
     (Path(folder) / "training_args.bin").unlink(missing_ok=True)
 
 
+def write_card(model: PreTrainedModel, folder: Path) -> None:
+    """README.md: what the model is and how it is loaded."""
+    graph, source = model.config.graph_config, model.config.text_model_name_or_path or ""
+    named = source and not source.startswith((".", "/")) and not Path(source).exists()
+    one_per_node = f"one token for each of at most {graph.max_nodes} nodes"
+    card = CARD.format(
+        base=f"base_model: {source}\n" if named else "",
+        name=model.name_or_path,
+        encoder=graph.encoder,
+        projector=graph.projector,
+        tokens=f"{graph.num_tokens} tokens a graph" if graph.readout == "mean" else one_per_node,
+        feature_encoder=model.config.feature_encoder,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def push(folder: str | Path, repository: str, token: str | None, private: bool | None, revision: str | None) -> str:
+    """Uploads a loadable folder to the Hub, without its checkpoints and caches.
+
+    Args:
+        folder: what `save_output` wrote.
+        repository: `owner/name`; made if it is missing.
+        token: by default the one of `hf auth login`.
+        private: of a new repository.
+        revision: the branch that is written.
+
+    Returns:
+        The address of the commit.
+    """
+    api = HfApi(token=token)
+    api.create_repo(repository, private=private, exist_ok=True)
+    done = api.upload_folder(
+        repo_id=repository, folder_path=folder, revision=revision, ignore_patterns=list(NOT_PUBLISHED)
+    )
+    return done.commit_url
+
+
 def copy_base(model: PreTrainedModel, folder: Path) -> None:
     """Copies the base model's files into `folder/base` and makes the configuration refer to it."""
     source = model.config.text_model_name_or_path
     if not Path(source).is_dir():
-        from huggingface_hub import snapshot_download
-
         source = snapshot_download(
             source, revision=model.config.text_model_revision, ignore_patterns=list(OTHER_FORMATS)
         )

@@ -31,7 +31,9 @@ install() {
     [[ -f "$stamp" && "$(cat "$stamp")" == "$wanted" ]] && return
     say "installing into $ENVIRONMENT: $*"
     "$PYTHON" -m pip --version > /dev/null 2>&1 || "$PYTHON" -m ensurepip > /dev/null
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"
+    local quiet=--quiet
+    [[ ! -t 2 ]] || quiet=--progress-bar=on  # a person sees what is fetched
+    "$PYTHON" -m pip install "$quiet" --disable-pip-version-check "$@"
     printf '%s' "$wanted" > "$stamp"
 }
 

@@ -166,6 +166,11 @@ ROWS = {
     "4 bits under ZeRO-3": lambda t: ({"q_lora": True, "deepspeed": "ds_configs/zero3.json"}, CPU),
     "4 bits with init_from": lambda t: ({"q_lora": True, "init_from": "x"}, CPU),
     "base of a full model": lambda t: ({"include_base": True, "use_lora": False}, CPU),
+    "push without a name": lambda t: ({"push_to_hub": True}, CPU),
+    "push of a local base": lambda t: (
+        {"push_to_hub": True, "hub_model_id": "a/b", "model_name_or_path": str(t)},
+        CPU,
+    ),
     "text style": lambda t: ({"text_style": "prose"}, CPU),
     "validation size": lambda t: ({"validation_size": 0}, CPU),
     "chat template file": lambda t: ({"chat_template": "nowhere.jinja"}, CPU),

@@ -232,6 +232,20 @@ CHECKS = (
         "--include_base copies an untrained base model, but a full fine-tune writes all weights. Leave it out.",
     ),
     Check(
+        "push without a name",
+        lambda f, m: f.push_to_hub and not f.hub_model_id,
+        "--push_to_hub needs to know where. Pass --hub_model_id OWNER/NAME.",
+    ),
+    Check(
+        "push of a local base",
+        lambda f, m: f.push_to_hub
+        and (f.use_lora or f.freeze_lm)
+        and not f.include_base
+        and Path(f.model_name_or_path or f.init_from).is_dir(),
+        "The published model would look for its base model in a folder of this machine. Add --include_base True, or "
+        "name a base model of the Hub.",
+    ),
+    Check(
         "text style",
         lambda f, m: f.text_style not in ("triples", "tables"),
         "--text_style {text_style} is not known. Use triples or tables.",
