@@ -68,8 +68,7 @@ class EncodedDataset(Dataset):
             return
         cache = None if cache_dir is None else Path(cache_dir) / f"{self.fingerprint}.safetensors"
         arrays = load_file(cache) if cache is not None and cache.is_file() else self._encode_all(cache, Path(rejected))
-        self.index, self.offsets = arrays["index"], arrays["offsets"]
-        self.input_ids, self.labels = arrays["input_ids"], arrays["labels"]
+        self.index, self.arrays = arrays["index"], arrays
 
     @property
     def fingerprint(self) -> str:
@@ -89,12 +88,15 @@ class EncodedDataset(Dataset):
         source = int(self.index[index])
         if self.lazy:
             return encode_example(self.dataset[source], self.processor, self.max_length)
-        span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         return {
-            "input_ids": self.input_ids[span].tolist(),
-            "labels": self.labels[span].tolist(),
+            "input_ids": self._row("input_ids", index),
+            "labels": self._row("labels", index),
             "graphs": self.dataset.graphs(source),
         }
+
+    def _row(self, name: str, index: int) -> list[int]:
+        start, stop = self.arrays[f"{name}_offsets"][index : index + 2]
+        return self.arrays[name][start:stop].tolist()
 
     def _encode_all(self, cache: Path | None, rejected: Path) -> dict[str, np.ndarray]:
         kept, ids, labels, truncated = [], [], [], 0
@@ -118,15 +120,22 @@ class EncodedDataset(Dataset):
             raise ValueError(f"None of {len(self.dataset)} examples can be used; the reasons are in {rejected}.")
         arrays = {
             "index": np.array(kept, dtype=np.int64),
-            "offsets": np.cumsum([0, *map(len, ids)], dtype=np.int64),
-            "input_ids": np.concatenate([np.array(row, dtype=np.int32) for row in ids]),
-            "labels": np.concatenate([np.array(row, dtype=np.int32) for row in labels]),
+            **flattened("input_ids", ids),
+            **flattened("labels", labels),  # of an encoder-decoder they have a length of their own
         }
         if cache is not None:
             cache.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(cache) as temporary:
                 save_file(arrays, temporary)
         return arrays
+
+
+def flattened(name: str, rows: list[list[int]]) -> dict[str, np.ndarray]:
+    """Rows of different lengths one after another, and where each begins."""
+    return {
+        name: np.concatenate([np.array(row, dtype=np.int32) for row in rows]),
+        f"{name}_offsets": np.cumsum([0, *map(len, rows)], dtype=np.int64),
+    }
 
 
 def encode_example(example: Example, processor: Processor, max_length: int | None) -> Example:

@@ -101,6 +101,15 @@ def test_eager_lazy_and_cached_examples_are_equal(folder, processor, tmp_path):
     assert next(iter(expected)) == "input_ids"
 
 
+def test_answers_of_an_encoder_decoder_are_kept_whole(folder, tiny_tokenizer):
+    processor = GraphLLMProcessor.from_tokenizer(tiny_tokenizer, num_graph_tokens=2, is_encoder_decoder=True)
+    dataset = GraphQADataset(folder, "train")
+    eager, lazy = (EncodedDataset(dataset, processor, 200, lazy=lazy) for lazy in (False, True))
+    for i, answer in enumerate(("London", "person | writer", "no")):
+        assert eager[i]["labels"] == lazy[i]["labels"]
+        assert tiny_tokenizer.decode(eager[i]["labels"]).startswith(answer)
+
+
 def test_the_fingerprint_changes_with_all_that_changes_the_result(folder, processor, tiny_tokenizer):
     def fingerprint(max_length=200, processor=processor, **settings):
         return EncodedDataset(
