@@ -2,7 +2,9 @@
 
 import json
 import logging
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -308,6 +310,54 @@ def test_a_recipe_and_flags_train_together(language_model_folder, data, tmp_path
 
 
 # -------------------------------------------------------------------------------------------------------- variants
+def test_pushing_uploads_the_finished_folder_without_checkpoints(run, monkeypatch):
+    from serving import publish
+
+    calls = {}
+
+    class Hub:
+        def __init__(self, token):
+            calls["token"] = token
+
+        def create_repo(self, name, **settings):
+            calls["created"] = name
+
+        def upload_folder(self, repo_id, folder_path, revision, ignore_patterns):
+            files = [str(path.relative_to(folder_path)) for path in Path(folder_path).rglob("*") if path.is_file()]
+            calls["sent"] = {name for name in files if not any(fnmatch(name, one) for one in ignore_patterns)}
+            return SimpleNamespace(commit_url="https://hub/commit")
+
+    monkeypatch.setattr(publish, "HfApi", Hub)
+    monkeypatch.setattr("transformers.Trainer.init_hf_repo", lambda self, **settings: None)
+    more = ["--include_base", "True", "--save_strategy", "steps", "--save_steps", "4"]
+    output, _, _, _ = run("pushed", "--push_to_hub", "True", "--hub_model_id", "me/model", *more)
+    assert calls["created"] == "me/model"
+    sent = {"config.json", "modeling_graphllm.py", "processing_graphllm.py", "adapter_model.safetensors", "README.md"}
+    assert sent | {"base/model.safetensors", "adapter_config.json", "processor_config.json"} <= calls["sent"]
+    assert not [name for name in calls["sent"] if name.startswith(("checkpoint", "_")) or name.endswith(".bin")]
+    # a Hub user's AutoModel goes where the adapter says its base is: to the repository itself
+    assert json.loads((output / "adapter_config.json").read_text())["base_model_name_or_path"] == "me/model"
+    assert "me/model" in (output / "README.md").read_text()
+
+
+def test_an_encoder_decoder_trains_predicts_and_reloads(run, tiny_tokenizer, tmp_path):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
+    T5ForConditionalGeneration(
+        T5Config(vocab_size=261, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, **sizes)
+    ).save_pretrained(tmp_path / "t5")
+    tiny_tokenizer.save_pretrained(tmp_path / "t5")
+    more = ["--model_name_or_path", str(tmp_path / "t5"), "--do_predict", "True", "--lazy_preprocess", "True"]
+    output, metrics, trainer, _ = run("t5", *more, "--max_new_tokens", "4")
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    assert len((output / "predictions.jsonl").read_text().splitlines()) == SIZES["test"]
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    loaded = GraphLLMForConditionalGeneration.from_pretrained(output)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch).logits, trainer.model.eval()(**batch).logits, rtol=0, atol=1e-6)
+
+
 def test_recomputed_activations_change_nothing_and_reach_adapters_and_graph(run):
     _, _, trainer, before = run("recomputed", "--activation_checkpointing", "True")
     assert losses(trainer) == pytest.approx(losses(run("lora")[2]), abs=1e-5)

@@ -2,10 +2,10 @@
 
 import logging
 import random
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -25,7 +25,7 @@ GRAPH_CONFIG_NAMES = {"num_graph_tokens": "num_tokens", "max_graph_nodes": "max_
 
 
 @contextmanager
-def explained(name: str) -> Any:
+def explained(name: str) -> Iterator[None]:
     """Turns what the Hub answers for a model that cannot be had into a sentence that says what to do.
 
     Raises:
