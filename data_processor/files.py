@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -188,8 +187,11 @@ def read_manifest(folder: Path, kind: str, verify: bool = False) -> dict[str, An
 
 
 def remove(folder: Path, names: Sequence[str]) -> None:
-    """Deletes files of a folder; the manifest first, so that a half-deleted folder is never taken for a whole one."""
+    """Deletes files of a folder and what a killed writer left of them.
+
+    The manifest goes first, so that a half-deleted folder is never taken for a whole one.
+    """
     (folder / MANIFEST).unlink(missing_ok=True)
     for name in names:
-        if (folder / name).exists():
-            os.unlink(folder / name)
+        for path in (folder / name, *folder.glob(f".{name}.*.tmp")):
+            path.unlink(missing_ok=True)
