@@ -348,7 +348,7 @@ def test_an_encoder_decoder_trains_predicts_and_reloads(run, tiny_tokenizer, tmp
         T5Config(vocab_size=261, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, **sizes)
     ).save_pretrained(tmp_path / "t5")
     tiny_tokenizer.save_pretrained(tmp_path / "t5")
-    more = ["--model_name_or_path", str(tmp_path / "t5"), "--do_predict", "True", "--lazy_preprocess", "True"]
+    more = ["--model_name_or_path", str(tmp_path / "t5"), "--do_predict", "True", "--do_eval", "True"]
     output, metrics, trainer, _ = run("t5", *more, "--max_new_tokens", "4")
     assert losses(trainer)[-1] < losses(trainer)[0]
     assert len((output / "predictions.jsonl").read_text().splitlines()) == SIZES["test"]
