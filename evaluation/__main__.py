@@ -10,6 +10,8 @@
 import argparse
 import json
 import logging
+import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -61,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, required=True, help="metrics.json to write")
     demo.add_argument("--started", type=float, default=time.time(), help="when the demonstration began, epoch seconds")
     demo.add_argument("--batch_size", type=int, default=32)
+    demo.add_argument("--result", type=Path, help="also record the table with commit and machine in this file")
     return whole
 
 
@@ -181,12 +184,28 @@ def run_demo(arguments: argparse.Namespace) -> None:
     metrics = demo_metrics(predictions, _questions(arguments.data, "train"))
     metrics["minutes"] = (time.time() - arguments.started) / 60
     write_json(arguments.output, metrics)
+    if arguments.result:
+        write_json(arguments.result, demo_record(arguments.result, metrics))
     for name, value in metrics.items():
         print(f"{name:36} {value:.3f}")
     for ablate in ("question_only", "zero", "shuffle"):
         print(verdict(predictions["none"], predictions[ablate], ablate))
     for row in predictions["none"][:: len(dataset) // 3][:3]:
         print(f"\n{row['question']}\n  answer: {row['prediction']}\n  gold:   {' | '.join(row['answers'])}")
+
+
+def demo_record(path: Path, metrics: dict[str, float]) -> Row:
+    """The table as results/ keeps it."""
+    from training.record import commit
+
+    return {
+        "command": f"RESULT={path} bash shells/finetune_lora_ds.sh",
+        "commit": commit(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one process on the CPU",
+        "minutes": round(metrics["minutes"], 2),
+        "seeds": [42],  # of data order and dropout: the Trainer's default
+        "metrics": {name: value for name, value in metrics.items() if name != "minutes"},
+    }
 
 
 def is_graph_only(row: Row) -> bool:

@@ -7,6 +7,7 @@
 #
 # [-m MODEL] [-d DATA] [--deepspeed CONFIG] [--wandb_key KEY] [any flag of finetune.py]
 # Their defaults are read from the environment: MODEL, DATA, DS_CONFIG_PATH, WANDB_KEY.
+# RESULT=results/demo.json records the demonstration's table with commit and machine.
 # torchrun is told by GPUS_PER_NODE NNODES NODE_RANK MASTER_ADDR MASTER_PORT; DRY_RUN=1 prints the command and stops.
 set -euo pipefail
 script="$(cd "$(dirname "$0")" && pwd)/$(basename "$0")"
@@ -39,7 +40,7 @@ if (($# == 0)) && [[ -z "${MODEL:-}${DATA:-}" ]]; then
     run -m data_processor.demo --output output/demo/data
     run finetune.py configs/demo.yaml
     run -m evaluation demo --model output/demo/model --data output/demo/data \
-        --output output/demo/metrics.json --started "$started"
+        --output output/demo/metrics.json --started "$started" ${RESULT:+--result "$RESULT"}
     exit
 fi
 
