@@ -37,6 +37,7 @@ from data_processor.vector_index import build_index
 WEBQSP = {"nodes": 1371, "edges": 4253, "relations": 180, "width": 1024}
 EDGES_A_NODE, RELATIONS, WIDTH, CLUSTER = 10, 100, 384, 50
 TOP_K, REPEATS = 10, 5
+WARM_UP = 30  # questions before the clock starts: the first ones read the mapped files from disk
 
 
 class Vectors:
@@ -138,24 +139,24 @@ def ask(folder: Path, questions: int) -> dict[str, float]:
     graph = KnowledgeGraph.open(folder)
     open_seconds = time.perf_counter() - start
     index, rng = node_index(graph, "ivf"), np.random.default_rng(0)
-    vectors = graph.node_features[np.sort(rng.integers(0, graph.num_nodes, questions))].astype(np.float32)
+    vectors = graph.node_features[rng.integers(0, graph.num_nodes, WARM_UP + questions)].astype(np.float32)
     vectors += 0.3 * rng.normal(size=vectors.shape).astype(np.float32)
-    times, seeds, processor = [], [], time.process_time()
+    times, seeds = [], []
     for vector in vectors:
-        start = time.perf_counter()
+        clock, processor = time.perf_counter(), time.process_time()
         scores, nodes = index.search(vector[None], TOP_K)
         graph.to_text(METHODS["pcst"](graph, vector, nodes[0], scores[0], ball_nodes=2000))
-        times.append(1000 * (time.perf_counter() - start))
+        times.append((1000 * (time.perf_counter() - clock), 1000 * (time.process_time() - processor)))
         seeds.append(nodes[0])
     memory = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert memory is not None
-    processor = 1000 * (time.process_time() - processor) / questions
+    clocks, processors = np.array(times[WARM_UP:]).T
     _, exact = build_index(graph.node_features, "exact").search(vectors, TOP_K)
     recall = np.mean([np.isin(right, found).mean() for right, found in zip(exact, seeds, strict=True)])
     return {
-        "median_ms": float(np.median(times)),
-        "p95_ms": float(np.percentile(times, 95)),
-        "mean_cpu_ms": processor,
+        "median_ms": float(np.median(clocks)),
+        "p95_ms": float(np.percentile(clocks, 95)),
+        "median_cpu_ms": float(np.median(processors)),
         "open_s": open_seconds,
         "rss_mb": int(memory[1]) / 1000,
         "seed_recall": float(recall),

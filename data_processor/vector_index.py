@@ -14,7 +14,7 @@ from data_processor.schema import atomic_write, write_json
 BLOCK_ROWS = 65536  # vectors compared at a time: the memory of an exact search does not grow with the graph
 KINDS = ("exact", "hnsw", "ivf")
 HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 80, 128
-TRAIN_ROWS_PER_LIST, SEARCHED_SHARE = 40, 16  # ivf: an index of L lists searches max(8, L / SEARCHED_SHARE) of them
+TRAIN_ROWS_PER_LIST, SEARCHED_SHARE = 40, 12  # ivf: an index of L lists searches max(8, L / SEARCHED_SHARE) of them
 
 
 class ExactIndex:
