@@ -298,6 +298,11 @@ def test_webqsp_keeps_each_questions_own_graph(tmp_path, form, monkeypatch):
     assert report.rows == 6 + 6 + 2
 
 
+def test_webqsp_without_a_network_says_that_the_hub_did_not_answer(tmp_path):
+    with pytest.raises(ValueError, match="owner/absent is no local file, and the Hub does not give it"):
+        IMPORTERS["webqsp"](type(tmp_path)("owner/absent"), tmp_path / "D")
+
+
 @pytest.mark.parametrize(("name", "sentence"), [("absent", "does not exist"), ("empty", "holds no .parquet")])
 def test_webqsp_says_what_it_misses(tmp_path, name, sentence):
     (tmp_path / "empty").mkdir()
@@ -335,11 +340,14 @@ def write_stark(folder, form):
 
         info = {str(i): {"id": "same", "type": "gene/protein", "name": name} for i, name in enumerate(NODES)}
         info["0"]["details"] = {"summary": "a gene", "alias": ["A1"]}
+        info["3"] = {"title": NODES[3]}  # as the products of STaRK-Amazon are: no name, the type elsewhere
+        write(folder / "processed" / "node_type_dict.json", {0: "drug", 1: "gene/protein"})
         names = list(dict.fromkeys(name for _, name, _ in EDGES))
         write(folder / "processed" / "node_info.json", info)
         write(folder / "processed" / "edge_type_dict.json", dict(enumerate(names)))
         ends = [[head for head, _, _ in EDGES] + [9], [tail for _, _, tail in EDGES] + [0]]
         torch.save(torch.tensor(ends), folder / "processed" / "edge_index.pt")
+        torch.save(torch.tensor([1, 1, 1, 1]), folder / "processed" / "node_types.pt")
         torch.save(torch.tensor([names.index(name) for _, name, _ in EDGES] + [0]), folder / "processed/edge_types.pt")
 
 

@@ -84,7 +84,8 @@ def records(
             for record in tqdm(session.run(query), desc="records", unit=" records", delay=2):
                 yield record.data()
     except (neo4j.exceptions.Neo4jError, neo4j.exceptions.DriverError) as error:
-        raise ValueError(f"{source}: {error}; check address, user, NEO4J_PASSWORD and query") from error
+        said = " ".join(str(error).split())
+        raise ValueError(f"{source}: {said}; check address, user, NEO4J_PASSWORD and query") from error
 
 
 def add_node(nodes: dict[str, dict[str, Any]], row: dict[str, Any]) -> str | None:

@@ -21,6 +21,7 @@ from data_processor.importers.triple_table import TripleTable, readable
 from data_processor.schema import QAPair, Rejected
 
 SPLIT_FILES = {"train": "train", "val": "validation", "test": "test"}
+NAMES = ("name", "title", "DisplayName", "brand_name", "category_name", "color_name")
 SUMMARIES = ("summary", "description", "mondo_definition", "definition", "def", "mechanism_of_action")
 
 
@@ -191,7 +192,8 @@ def read_processed(source: Path, folder: Path, reader: RowReader) -> Base:
             by_number[int(key)] = place
     edges = np.stack([by_number[ends[0]], kinds, by_number[ends[1]]], axis=1).astype(np.int64)
     edges = usable(edges, ends, len(relations), source / "edge_index.pt", reader)
-    records = (processed_node(key, value) for key, value in info.items())
+    kinds_by_number = node_kinds(source)
+    records = (processed_node(key, value, kinds_by_number) for key, value in info.items())
     graph = write_graph(folder, records, [{"name": name, "text": readable(name)} for name in relations], edges)
     reader.count += len(info)
     return Base(graph, places, len(info) + len(edges))
@@ -209,12 +211,22 @@ def usable(edges: np.ndarray, ends: np.ndarray, relations: int, path: Path, read
     return edges[first & ~dangling]
 
 
-def processed_node(key: str, info: dict[str, Any]) -> dict[str, Any]:
+def node_kinds(source: Path) -> dict[str, str]:
+    """The types of nodes by id, where node_types.pt and node_type_dict.json (written from its .pkl) tell them."""
+    numbers, names = source / "node_types.pt", source / "node_type_dict.json"
+    if not numbers.is_file() or not names.is_file():
+        return {}
+    known = read_object(names)
+    return {str(node): str(known.get(str(kind), kind)) for node, kind in enumerate(load_plain(numbers).tolist())}
+
+
+def processed_node(key: str, info: dict[str, Any], kinds: dict[str, str]) -> dict[str, Any]:
     """A node of node_info: its text is its name, type and, where the details hold one, its description."""
-    name, kind = str(info.get("name") or key), info.get("type")
+    name = next((str(info[part]) for part in NAMES if info.get(part)), key)
+    kind = info.get("type") or kinds.get(key)
     details = info.get("details") if isinstance(info.get("details"), dict) else {}
     said = [str(details[part]) for part in SUMMARIES if details.get(part) and str(details[part]) != "nan"]
-    known = {part: value for part, value in info.items() if part not in ("name", "type")}
+    known = {part: value for part, value in info.items() if part != "type" and value != name}
     record: dict[str, Any] = {"name": name, "type": kind, "attributes": {"stark_id": key, **known}}
     if said:
         record["text"] = f"{name}, {kind}: {said[0]}" if kind else f"{name}: {said[0]}"
