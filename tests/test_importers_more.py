@@ -639,7 +639,7 @@ def pyg_tensors():
     }
 
 
-@pytest.mark.parametrize("form", ["dict", "data", "safetensors"])
+@pytest.mark.parametrize("form", ["dict", "data", "dataset", "pair", "safetensors"])
 def test_pyg_edges_vectors_and_labels(tmp_path, form):
     import torch
 
@@ -651,7 +651,11 @@ def test_pyg_edges_vectors_and_labels(tmp_path, form):
         save_file(tensors, path)
     else:
         data = pytest.importorskip("torch_geometric.data")
-        torch.save(tensors if form == "dict" else data.Data(**tensors), path)
+        if form == "dataset":
+            data.InMemoryDataset.save([data.Data(**tensors)], str(path))
+        else:
+            forms = {"dict": tensors, "data": data.Data(**tensors), "pair": (data.Data(**tensors), None)}
+            torch.save(forms[form], path)
     write(tmp_path / "relations.txt", "knows\nworks_at\n")
     report, rejected = run("pyg", path, tmp_path / "graph")
     graph = KnowledgeGraph.open(tmp_path / "graph", verify=True)

@@ -61,19 +61,20 @@ def class_named(name: str) -> type:
 
 def without_classes(value: Any) -> Any:
     """The value with every Data as a dict, and the collated form of InMemoryDataset taken apart."""
-    if isinstance(value, tuple) and len(value) in (2, 3) and all(isinstance(part, dict) for part in value[:2]):
-        return separated(*value[:2])
     if isinstance(value, list | tuple):
-        return [without_classes(item) for item in value]
-    if type(value).__module__.startswith(PYG.rstrip(".")):
+        items = [without_classes(item) for item in value]
+        collated = isinstance(value, tuple) and len(items) in (2, 3) and isinstance(items[0], dict)
+        return separated(*items[:2]) if collated and isinstance(items[1], dict | None) else items
+    if type(value).__module__.startswith(PYG) and not isinstance(value, type):
         return value.to_dict()
     return value
 
 
-def separated(values: dict[str, Any], slices: dict[str, Any]) -> list[dict[str, Any]]:
+def separated(values: dict[str, Any], slices: dict[str, Any] | None) -> list[dict[str, Any]]:
     """The items that InMemoryDataset laid end to end: item i of a key is values[key][slices[key][i]:slices[key][i+1]].
 
-    A key without slices is the same in every item. Tensors of edges are joined by their last dimension.
+    A key without slices is the same in every item; a data set of one graph has no slices at all. Tensors of edges are
+    joined by their last dimension.
     """
     if not slices:
         return [values]
