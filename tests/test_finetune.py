@@ -162,6 +162,16 @@ def test_a_run_starts_from_the_weights_of_an_earlier_one(run, start):
     torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-6)
 
 
+def test_a_run_does_not_start_from_a_model_of_other_features(run):
+    from training.model import check_features
+
+    output = str(run("lora")[0])
+    check_features(output, "hashing:8")
+    check_features(output, None)
+    with pytest.raises(ValueError, match="'hashing:9'.*embed --encoder hashing:8"):
+        check_features(output, "hashing:9")
+
+
 def test_lora_targets_stay_inside_the_language_model(run):
     _, _, trainer, _ = run("targets", "--lora_target_modules", "q_proj", "v_proj")
     adapted = {name.split(".lora_")[0] for name, _ in trainer.model.named_parameters() if "lora_" in name}

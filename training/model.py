@@ -37,6 +37,8 @@ def build_model(
         feature_encoder: what made the features.
     """
     start = arguments.run.init_from
+    if start is not None:
+        check_features(start, feature_encoder)
     adapted = start is not None and (Path(start) / "adapter_config.json").is_file()
     if start is None or adapted:
         model = _from_base(arguments, graph, processor, feature_encoder)
@@ -85,6 +87,16 @@ def _continue_adapter(arguments: Arguments, model: PreTrainedModel, start: str) 
     for parameter in merged.parameters():
         parameter.requires_grad_(True)
     return merged
+
+
+def check_features(start: str, feature_encoder: str | None) -> None:
+    """Raises ValueError if the data's features come from another encoder than those that `start` was trained on."""
+    known = GraphLLMConfig.from_pretrained(start).feature_encoder
+    if None not in (known, feature_encoder) and known != feature_encoder:
+        raise ValueError(
+            f"The graph's features were made by {feature_encoder!r}, those that {start} was trained on by {known!r}. "
+            f"Embed the graph with `python -m data_processor embed --encoder {known}`, or leave --init_from out."
+        )
 
 
 def graph_config_of(folder: str) -> GraphConfig:
