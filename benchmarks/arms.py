@@ -142,9 +142,8 @@ def build_ours(folder: Path, every_logit: bool = False) -> Arm:
         batch = dict(processor.pad(encoded))
         if not every_logit:
             return model(**batch).loss
-        labels = batch.pop("labels")
-        logits = model(**batch).logits[:, :-1]  # (B, T - 1, V)
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten())
+        targets = F.pad(batch.pop("labels")[:, 1:], (0, 1), value=-100)  # shifting the logits would copy them all
+        return F.cross_entropy(model(**batch).logits.flatten(0, 1), targets.flatten())
 
     return Arm(prepare, step, trainable(model))
 
