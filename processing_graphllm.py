@@ -20,6 +20,8 @@ Message = dict[str, Any]
 Graph = dict[str, Any]
 
 IGNORE_INDEX = -100
+# Templates of reasoning models (Qwen3) would otherwise open a block of thoughts in the answer; others ignore it.
+TEMPLATE_ARGUMENTS = {"enable_thinking": False}
 
 
 class GraphLLMProcessor(ProcessorMixin):
@@ -116,8 +118,8 @@ class GraphLLMProcessor(ProcessorMixin):
 
         Turns are tokenised one by one and labels follow from the lengths, so that a prompt has the same ids in
         training and in generation, and a pad or end token inside an answer is trained like any other. If the whole is
-        longer than `max_length`, the longest text of the prompt side loses its beginning; an answer never loses
-        anything.
+        longer than `max_length`, the longest text of the prompt side is shortened: the last text of a message, which
+        asks, loses its beginning, an earlier one its end. An answer never loses anything.
 
         Args:
             messages: chat messages; content is a string or a list of `{"type": "text"}` and `{"type": "graph"}` items.
@@ -198,7 +200,11 @@ class GraphLLMProcessor(ProcessorMixin):
 
     def _render(self, flat: list[Message], graphs: list[Graph], add_generation_prompt: bool) -> str:
         text = self.tokenizer.apply_chat_template(
-            flat, chat_template=self.chat_template, tokenize=False, add_generation_prompt=add_generation_prompt
+            flat,
+            chat_template=self.chat_template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **TEMPLATE_ARGUMENTS,
         )
         return self._expand(text, graphs)
 
@@ -217,7 +223,7 @@ class GraphLLMProcessor(ProcessorMixin):
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _shorten(self, messages: list[Message], excess: int, max_length: int) -> list[Message]:
-        """Drops about `excess` tokens from the beginning of the longest text that is not the assistant's."""
+        """Drops about `excess` tokens of the longest text that is not the assistant's."""
         texts = [
             (len(self._ids(item["text"])), i, j)
             for i, message in enumerate(messages)
@@ -232,7 +238,9 @@ class GraphLLMProcessor(ProcessorMixin):
                 "Raise --model_max_length."
             )
         items = list(_items(messages[i]))
-        items[j] = {"type": "text", "text": self.tokenizer.decode(self._ids(items[j]["text"])[excess:])}
+        ids = self._ids(items[j]["text"])
+        asks = all(item["type"] != "text" for item in items[j + 1 :])
+        items[j] = {"type": "text", "text": self.tokenizer.decode(ids[excess:] if asks else ids[:-excess])}
         return [*messages[:i], {**messages[i], "content": items}, *messages[i + 1 :]]
 
     # -------------------------------------------------------------------------------------------------- batches
@@ -335,7 +343,7 @@ class GraphLLMProcessor(ProcessorMixin):
                     chat_template=chat_template or self.chat_template,
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
-                    **kwargs,
+                    **{**TEMPLATE_ARGUMENTS, **kwargs},
                 )
             )
             graphs += own

@@ -111,7 +111,9 @@ class GraphQADataset(Dataset):
     def _messages(self, pair: QAPair, subgraph: Subgraph) -> list[dict[str, Any]]:
         content = [{"type": "graph", "graph": self.tensors(subgraph)}] if self.use_graph else []
         facts = self._facts(subgraph) if self.use_text and pair.text else ""
-        content.append({"type": "text", "text": f"{facts}\n\n{pair.question}" if facts else pair.question})
+        # apart from the question: if both are too long, the facts lose their last rows and the question stays
+        content += [{"type": "text", "text": f"{facts}\n"}] if facts else []
+        content.append({"type": "text", "text": pair.question})
         answer = [{"type": "text", "text": ANSWER_SEPARATOR.join(pair.answers)}]
         return [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
 

@@ -57,7 +57,7 @@ def processor(tiny_tokenizer):
 
 
 def text_of(example):
-    return example["messages"][0]["content"][-1]["text"]
+    return "\n".join(item["text"] for item in example["messages"][0]["content"] if item["type"] == "text")
 
 
 def test_an_example_is_graph_then_facts_then_question_then_answers(folder):
@@ -76,7 +76,8 @@ def test_an_example_is_graph_then_facts_then_question_then_answers(folder):
 
 def test_graph_and_text_can_be_left_out(folder):
     assert text_of(GraphQADataset(folder, "train", use_text=False)[0]) == "where was Ada born?"
-    assert len(GraphQADataset(folder, "train", use_graph=False)[0]["messages"][0]["content"]) == 1
+    kinds = [item["type"] for item in GraphQADataset(folder, "train", use_graph=False)[0]["messages"][0]["content"]]
+    assert kinds == ["text", "text"]
 
 
 def test_whole_rows_are_cut_to_the_token_budget(folder, tiny_tokenizer):

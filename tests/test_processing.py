@@ -52,6 +52,23 @@ def test_the_prompt_is_shortened_from_its_beginning_and_never_the_answer(process
     assert encoded["truncated"] == len(whole["input_ids"]) - 40
 
 
+def test_facts_lose_their_last_rows_and_the_question_nothing(processor):
+    content = [{"type": "text", "text": "best | fact | first\n" * 3}, {"type": "text", "text": "who wrote it?"}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "Bob"}]
+    text = decode(processor, processor.encode(messages, max_length=50)["input_ids"])
+    assert text.startswith("<|user|>best | fact | first\nb")
+    assert text.endswith("\nwho wrote it?<|end|><|assistant|>Bob<|end|>")
+
+
+def test_a_reasoning_template_is_told_not_to_think(tiny_tokenizer):
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if enable_thinking is false %}.{% endif %}"
+    processor = GraphLLMProcessor.from_tokenizer(tiny_tokenizer, chat_template=template)
+    question = [{"role": "user", "content": "a"}]
+    assert decode(processor, processor.encode(question)["input_ids"]) == "a."
+    assert processor.apply_chat_template(question) == "a."
+    assert processor.apply_chat_template(question, enable_thinking=True) == "a"
+
+
 def test_an_answer_that_cannot_fit_is_refused(processor, ask):
     with pytest.raises(ValueError, match="alone exceed 10 tokens by .* Raise --model_max_length"):
         processor.encode(ask("who?", answer="a very long answer"), max_length=10)
