@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ["OMP_NUM_THREADS"] = "1"  # read when numpy and faiss are loaded; waiting threads would count as processor time
+os.environ["OMP_NUM_THREADS"] = "1"  # waiting threads would count as processor time
 
 import numpy as np
 
