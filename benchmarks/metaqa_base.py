@@ -44,7 +44,8 @@ class Recipe:
     start: str = "data_processor/demo_base"
     learning_rate: float = 1.0e-3
     warmup_steps: int = 60
-    steps: int = 1200
+    steps: int = 830
+    decay_steps: int = 1200  # where the cosine of the learning rate would end
     batch_tokens: int = 2048
     round_texts: int = 256
     weight_decay: float = 0.1
@@ -159,6 +160,7 @@ class Reader:
                 said = time.monotonic()
                 logger.info("%s loss %.3f held out %.3f", json.dumps(self.state), loss, self.held_out_accuracy(64))
                 self.save()
+        self.save()
         bar.close()
 
     def save(self) -> None:
@@ -237,7 +239,7 @@ def batched(texts: list[Text], sizes: list[int], recipe: Recipe, rng: random.Ran
 
 def learning_rate(recipe: Recipe, step: int) -> float:
     """Linear warm-up, then a cosine to a twentieth."""
-    done = min(1.0, max(0.0, (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)))
+    done = min(1.0, max(0.0, (step - recipe.warmup_steps) / max(1, recipe.decay_steps - recipe.warmup_steps)))
     warm = min(1.0, (step + 1) / recipe.warmup_steps)
     return recipe.learning_rate * warm * (0.525 + 0.475 * math.cos(math.pi * done))
 
@@ -250,7 +252,7 @@ def build_base(data: Path, folder: Path, recipe: Recipe) -> dict[str, float]:
     reader = Reader(data, folder, recipe)
     reader.train()
     figures = {
-        "base_held_out": reader.held_out_accuracy(320),
+        "base_held_out": reader.held_out_accuracy(160),
         "base_steps": reader.state["step"],
         "base_tokens": reader.state["tokens"],
         "base_minutes": reader.state["seconds"] / 60,

@@ -35,7 +35,7 @@ INVERSE = {
 def build_data(source: Path, folder: Path) -> Path:
     """Writes the dataset folder of the one-hop questions; returns it. What is finished is not done again.
 
-    A training question keeps one answer, the one whose fact is listed first; validation and test keep all.
+    A question of train and validation keeps one answer, the one whose fact is listed first; test keeps all.
     """
     if (folder / "data.json").is_file():
         return folder
@@ -78,7 +78,7 @@ def star(graph: KnowledgeGraph, pair: QAPair) -> Subgraph:
 
 
 def retrieve(graph: KnowledgeGraph, folder: Path, split: str) -> dict[str, float]:
-    """Writes subgraphs/SPLIT and, for train, the answer that is learnt; returns what was found."""
+    """Writes subgraphs/SPLIT and, but for test, the answer that is learnt; returns what was found."""
     path = folder / "qa" / f"{split}.jsonl"
     pairs = read_qa(path)
     stars = [star(graph, pair) for pair in pairs]
@@ -92,7 +92,7 @@ def retrieve(graph: KnowledgeGraph, folder: Path, split: str) -> dict[str, float
         "mean_edges": float(np.mean([len(one.edges) for one in stars])),
     }
     manifest = {"graph": "../../graph", "method": "facts of the entity", "parameters": {"facts": FACTS}}
-    if split == "train":
+    if split != "test":
         write_jsonl(path, (to_json(first_listed(graph, *both)) for both in zip(pairs, stars, strict=True)))
     write_subgraphs(folder / "subgraphs" / split, [pair.id for pair in pairs], stars, report, manifest)
     return report

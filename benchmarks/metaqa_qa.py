@@ -40,8 +40,8 @@ from processing_graphllm import GraphLLMProcessor
 from training.record import commit
 
 RECIPE = "configs/metaqa_1hop.yaml"
-SAMPLE = 5  # ablations are asked every so many-th test question
-TOKENS, BATCH = 24, 64
+SAMPLE = 16  # ablations are asked every so many-th test question
+TOKENS, BATCH = 16, 64
 PUBLISHED = {  # Hits@1 of one hop, trained on the 96,106 questions of qa_train: table 3 of arXiv 2101.03737
     "KV-Mem": 0.962, "GraftNet": 0.970, "PullNet": 0.970, "SRN": 0.970, "EmbedKGQA": 0.975, "NSM": 0.971,
 }  # fmt: skip
