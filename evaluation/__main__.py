@@ -4,17 +4,19 @@
     python -m evaluation score --predictions P --output J [--data D --split test]
     python -m evaluation compare A B --output J
     python -m evaluation report RUN... --output page.html
+    torchrun --nproc_per_node 8 -m evaluation generate ...      the questions divided over eight processes
     python -m evaluation demo --model output/demo/model --data output/demo/data --output output/demo/metrics.json
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,17 +125,33 @@ def run_generate(arguments: argparse.Namespace) -> None:
     """`generate`: asks the model and writes predictions.jsonl."""
     from evaluation.generation import generate_predictions
 
-    model, processor = load(arguments.model, arguments.device)
-    dataset = open_dataset(arguments, processor)
-    settings = ("output", "batch_size", "max_new_tokens", "ablate", "num_beams", "max_length", "seed")
-    generate_predictions(
-        model,
-        processor,
-        dataset,
-        **{name: vars(arguments)[name] for name in settings},
-        retrieved=_retrieved_names(dataset, arguments.append_retrieved) if arguments.append_retrieved else None,
-    )
-    print(f"{len(dataset)} predictions in {arguments.output}")
+    names = ("output", "batch_size", "max_new_tokens", "ablate", "num_beams", "max_length", "seed")
+    settings = {name: vars(arguments)[name] for name in names}
+    with process_group() as rank:
+        model, processor = load(arguments.model, arguments.device)
+        dataset = open_dataset(arguments, processor)
+        if arguments.append_retrieved:
+            settings["retrieved"] = _retrieved_names(dataset, arguments.append_retrieved)
+        generate_predictions(model, processor, dataset, **settings)
+    if rank == 0:
+        print(f"{len(dataset)} predictions in {arguments.output}")
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[int]:
+    """Yields this process's rank; under torchrun the processes are joined, each on its own GPU where there are any."""
+    import torch
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield 0
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield torch.distributed.get_rank()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def _retrieved_names(dataset: "GraphQADataset", count: int) -> Callable[[str], list[str]]:

@@ -178,3 +178,24 @@ def test_generate_command_ranks_the_retrieved_nodes_after_its_own_answer(world, 
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [one["retrieved"] for one in rows] == [["a"], ["b"], ["c"], ["d"], ["a"], ["b"]]
     assert all(one["ranked_answers"][-1] == one["retrieved"][0] for one in rows)
+
+
+@pytest.mark.distributed
+def test_two_processes_write_what_one_writes(world, tmp_path):
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    root = Path(__file__).resolve().parent.parent
+    written = []
+    for launch in ([], ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617"]):
+        output = tmp_path / f"{len(launch)}.jsonl"
+        subprocess.run(
+            [sys.executable, *launch, "-m", "evaluation", "generate", "--model", str(world / "model"),
+             "--data", str(world / "data"), "--output", str(output), "--device", "cpu", "--batch_size", "2",
+             "--max_new_tokens", "3"],
+            cwd=root, check=True,
+        )  # fmt: skip
+        written.append(output.read_bytes())
+    assert written[0] == written[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.jsonl", "6.jsonl"]
