@@ -241,7 +241,8 @@ class GraphEncoder(nn.Module):
         self.node_projection = nn.Linear(config.feature_dim, config.hidden_dim)
         if config.edge_feature_dim and config.encoder in READS_EDGES:
             self.edge_projection = nn.Linear(config.edge_feature_dim, config.hidden_dim)
-            self.reverse_edge = nn.Parameter(torch.empty(config.hidden_dim))
+            if config.bidirectional:
+                self.reverse_edge = nn.Parameter(torch.empty(config.hidden_dim))
         norm = {"layer": nn.LayerNorm, "graph": GraphNorm}[config.norm]
         for _ in range(config.num_layers):
             self.convolutions.append(CONVOLUTIONS[config.encoder](config))
@@ -255,7 +256,10 @@ class GraphEncoder(nn.Module):
         edges = self._edges(edge_index, edge_features)
         for convolution, layer_norm in zip(self.convolutions, self.layer_norm, strict=True):
             update = convolution(hidden, *edges)
-            update = layer_norm(update, batch) if self.config.norm == "graph" else layer_norm(update)
+            if self.config.norm == "graph":  # counts nodes, see _read_out
+                update = layer_norm(update.float(), batch).to(hidden.dtype)
+            else:
+                update = layer_norm(update)
             hidden = hidden + F.dropout(F.relu(update), self.config.dropout, self.training)
         return hidden
 
@@ -265,7 +269,7 @@ class GraphEncoder(nn.Module):
         if not (self.config.edge_feature_dim and self.config.encoder in READS_EDGES):
             return (both,)
         if edge_features is None:
-            edge_features = self.reverse_edge.new_zeros(0, self.config.edge_feature_dim)
+            edge_features = self.null_node.new_zeros(0, self.config.edge_feature_dim)
         forward = self.edge_projection(edge_features)  # (E, D)
         backward = [forward + self.reverse_edge] if self.config.bidirectional else []
         return both, torch.cat([forward, *backward])  # (2, 2E), (2E, D)
@@ -493,7 +497,8 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
         source = config.text_model_name_or_path
         shared = {name: hub[name] for name in HUB_ARGUMENTS[:4] if name in hub}
         if source.startswith("./") and os.path.isdir(path):
-            source = os.path.join(path, source)
+            source = os.path.abspath(os.path.join(path, source))
+            config.text_model_name_or_path = source  # so that the model can be saved elsewhere
         elif source.startswith("./"):
             source, shared = path, {**shared, "revision": hub.get("revision"), "subfolder": source[2:]}
         else:
@@ -530,6 +535,8 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
             whole = self.state_dict() if state_dict is None else state_dict
             state_dict = {name: value for name, value in whole.items() if not name.startswith("language_model.")}
         super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+        if self._hf_peft_config_loaded:  # transformers writes the adapter alone
+            self.config.save_pretrained(save_directory)
 
     # -------------------------------------------------------------------------------------- the language model's parts
     def get_input_embeddings(self) -> nn.Module:
@@ -579,7 +586,8 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
     def _read_out(self, hidden: Tensor, graph_batch: Tensor) -> tuple[Tensor, Tensor]:
         """The vectors that become tokens, and the graph of each. (N, D), (N,) -> (M, D), (M,)"""
         if self.config.graph_config.readout == "mean":
-            pooled = scatter(hidden, graph_batch, dim=0, reduce="mean")  # (G, D)
+            # in float32: a count of ones in bfloat16 stops at 256 nodes
+            pooled = scatter(hidden.float(), graph_batch, dim=0, reduce="mean").to(hidden.dtype)  # (G, D)
             return pooled, torch.arange(len(pooled), device=hidden.device)
         sizes = torch.bincount(graph_batch)  # (G,)
         position = torch.arange(len(graph_batch), device=graph_batch.device) - (sizes.cumsum(0) - sizes)[graph_batch]
@@ -772,6 +780,8 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
 
 def _load_language_model(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+    if "subfolder" in hub:  # else the adapter at the root of the repository would be taken for this model's
+        kwargs["adapter_kwargs"] = {"subfolder": hub["subfolder"]}
     config = AutoConfig.from_pretrained(name_or_path, **hub)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     return auto.from_pretrained(name_or_path, **kwargs)

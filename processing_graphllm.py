@@ -97,20 +97,21 @@ class GraphLLMProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return [
-            "input_ids",
-            "attention_mask",
-            "graph_node_features",
-            "graph_edge_index",
-            "graph_edge_features",
-            "graph_batch",
-        ]
+        graph = ["graph_node_features", "graph_edge_index", "graph_edge_features", "graph_batch"]
+        return ["input_ids", "attention_mask", *graph]
 
     def tokens_per_graph(self, graph: Graph) -> int:
         """The number of tokens that the model makes of `graph`; an empty one is one node, the learned null vector."""
         if self.graph_readout == "mean":
             return self.num_graph_tokens
         return max(1, min(len(graph["node_features"]), self.max_graph_nodes))
+
+    @property
+    def end_of_turn_ids(self) -> list[int]:
+        """The special tokens that close an assistant's turn in this template: where `generate` must stop."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        closing = [i for i in self._encode_once(turns)["labels"] if i != IGNORE_INDEX]
+        return sorted({*closing} & {*self.tokenizer.all_special_ids})
 
     # ---------------------------------------------------------------------------------------------- one example
     def encode(self, messages: list[Message], max_length: int | None = None) -> dict[str, Any]:
@@ -137,8 +138,10 @@ class GraphLLMProcessor(ProcessorMixin):
         while max_length is not None and len(encoded["input_ids"]) > max_length:
             excess = len(encoded["input_ids"]) - max_length
             messages = self._shorten(messages, excess, max_length)
-            truncated += excess
-            encoded = self._encode_once(messages)
+            shorter = self._encode_once(messages)
+            assert len(shorter["input_ids"]) < len(encoded["input_ids"])
+            truncated += len(encoded["input_ids"]) - len(shorter["input_ids"])
+            encoded = shorter
         return {**encoded, "truncated": truncated}
 
     def _encode_once(self, messages: list[Message]) -> dict[str, Any]:
@@ -240,7 +243,9 @@ class GraphLLMProcessor(ProcessorMixin):
         items = list(_items(messages[i]))
         ids = self._ids(items[j]["text"])
         asks = all(item["type"] != "text" for item in items[j + 1 :])
-        items[j] = {"type": "text", "text": self.tokenizer.decode(ids[excess:] if asks else ids[:-excess])}
+        text = self.tokenizer.decode(ids[excess:] if asks else ids[:-excess])
+        # a character cut in two decodes to U+FFFD, which would be as long again
+        items[j] = {"type": "text", "text": text.lstrip("\ufffd") if asks else text.rstrip("\ufffd")}
         return [*messages[:i], {**messages[i], "content": items}, *messages[i + 1 :]]
 
     # -------------------------------------------------------------------------------------------------- batches

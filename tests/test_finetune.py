@@ -404,3 +404,12 @@ def test_a_four_bit_base_trains_adapters_and_reader_and_reloads(run):
     assert all("lora_" in name or "modules_to_save" in name for name in moved)
     loaded = GraphLLMForConditionalGeneration.from_pretrained(output)
     assert loaded.language_model.model.embed_tokens.weight.dtype == torch.float32
+
+
+def test_generation_also_stops_at_the_token_that_closes_a_turn(build_model):
+    from training.model import stop_at
+
+    model, processor = build_model()
+    model.generation_config.eos_token_id = 7
+    stop_at(model, processor.end_of_turn_ids)
+    assert model.generation_config.eos_token_id == sorted([7, *processor.end_of_turn_ids])

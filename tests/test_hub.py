@@ -150,4 +150,26 @@ def test_folders_load_in_a_fresh_process_in_an_empty_directory_after_a_move(
     for name, folder in zip(expected, folders, strict=True):
         assert results[folder]["module"].startswith("transformers_modules.")
         torch.testing.assert_close(torch.tensor(results[folder]["logits"]), expected[name], atol=1e-6, rtol=1e-5)
-        assert (tmp_path / "elsewhere" / f"{name}-again" / "modeling_graphllm.py").is_file()
+        again = GraphLLMForConditionalGeneration.from_pretrained(f"{folder}-again")
+        torch.testing.assert_close(last_logits(again, batch), expected[name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_repository_with_its_base_inside_loads_by_its_name(build_model, batch, language_model_folder, tmp_path):
+    """From a Hub cache as a download leaves it, without a network."""
+    base, processor = build_model()
+    base.config.text_model_name_or_path = "./base"
+    adapted = lora(base)
+    adapted.peft_config["default"].base_model_name_or_path = "me/repo"
+    expected = last_logits(adapted, batch)
+    snapshot = tmp_path / "models--me--repo" / "snapshots" / ("0" * 40)
+    save_with_adapter(adapted, processor, snapshot)
+    shutil.copytree(language_model_folder, snapshot / "base")
+    refs = tmp_path / "models--me--repo" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0" * 40)
+    loaded = GraphLLMForConditionalGeneration.from_pretrained("me/repo", cache_dir=str(tmp_path))
+    assert torch.equal(last_logits(loaded, batch), expected)
+    from transformers import AutoModelForCausalLM
+
+    auto = AutoModelForCausalLM.from_pretrained("me/repo", trust_remote_code=True, cache_dir=str(tmp_path))
+    assert torch.equal(last_logits(auto, batch), expected)

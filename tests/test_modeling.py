@@ -183,6 +183,9 @@ def test_every_graph_weight_gets_a_gradient_with_and_without_graphs(encoder, bui
         parts = [*model.graph_encoder.named_parameters(), *model.graph_projector.named_parameters()]
         assert all(p.grad is not None for _, p in parts), [name for name, p in parts if p.grad is None]
         assert any(p.grad.abs().max() > 0 for _, p in parts) == moves
+    one_way, processor = build_model(encoder=encoder, bidirectional=False)
+    one_way.train()(**batch_of(processor, ask(answer="Bob"))).loss.backward()
+    assert all(p.grad is not None for p in one_way.parameters())
 
 
 def test_token_dropout_zeroes_whole_graphs_in_training_only(build_model, ask, toy_graph):

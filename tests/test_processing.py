@@ -60,6 +60,20 @@ def test_facts_lose_their_last_rows_and_the_question_nothing(processor):
     assert text.endswith("\nwho wrote it?<|end|><|assistant|>Bob<|end|>")
 
 
+def test_characters_of_several_tokens_are_cut_whole(processor):
+    for content in ("東京" * 12 + " who?", [{"type": "text", "text": "東京" * 12}, {"type": "text", "text": "who?"}]):
+        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "x"}]
+        encoded = processor.encode(messages, max_length=30)
+        text = decode(processor, encoded["input_ids"])
+        assert len(encoded["input_ids"]) <= 30
+        assert "\ufffd" not in text
+        assert "who?" in text
+
+
+def test_the_tokens_that_close_a_turn_are_found_in_the_template(processor, tiny_tokenizer):
+    assert processor.end_of_turn_ids == [tiny_tokenizer.convert_tokens_to_ids("<|end|>")]
+
+
 def test_a_reasoning_template_is_told_not_to_think(tiny_tokenizer):
     template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if enable_thinking is false %}.{% endif %}"
     processor = GraphLLMProcessor.from_tokenizer(tiny_tokenizer, chat_template=template)

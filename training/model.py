@@ -61,7 +61,7 @@ def _from_base(
 ) -> PreTrainedModel:
     name = base_name(arguments)
     with explained(name):
-        return GraphLLMForConditionalGeneration.from_components(
+        model = GraphLLMForConditionalGeneration.from_components(
             name,
             graph,
             graph_token_id=processor.graph_token_id,
@@ -70,6 +70,15 @@ def _from_base(
             revision=arguments.model.model_revision,
             **language_model_kwargs(arguments),
         )
+    stop_at(model, processor.end_of_turn_ids)
+    return model
+
+
+def stop_at(model: PreTrainedModel, ends: list[int]) -> None:
+    """Adds what closes a turn in the template to the tokens that end a generation: a base model knows others."""
+    known = model.generation_config.eos_token_id
+    known = known if isinstance(known, list) else [known]
+    model.generation_config.eos_token_id = sorted({*ends, *(one for one in known if one is not None)})
 
 
 def _continue_adapter(arguments: Arguments, model: PreTrainedModel, start: str) -> PreTrainedModel | PeftModel:
