@@ -44,13 +44,27 @@ def ranked_answers(row: Row) -> list[str]:
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1 if the normalised prediction equals any normalised answer (SQuAD exact match)."""
-    return float(normalise_answer(prediction) in {normalise_answer(answer) for answer in answers})
+    """1 if the normalised prediction equals a normalised answer (SQuAD exact match), or lists all answers and no more.
+
+    The list is what training teaches for a question with several answers, in any order (`split_answers`); SQuAD's
+    alternatives and a set of answers look alike in the data, so either reading of them counts.
+    """
+    if normalise_answer(prediction) in {normalise_answer(answer) for answer in answers}:
+        return 1.0
+    return float(len(answers) > 1 and _listed([prediction]) == _listed(answers))
+
+
+def _listed(texts: Iterable[str]) -> set[str]:
+    return {normalise_answer(piece) for text in texts for piece in split_answers(text)}
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
-    """Best F1 over the answers between bags of normalised words (SQuAD F1); two empty texts agree."""
-    return max(_bag_f1(normalise_answer(prediction).split(), normalise_answer(answer).split()) for answer in answers)
+    """Best F1 over the answers, and all of them together, between bags of normalised words (SQuAD F1).
+
+    Two empty texts agree. All answers together are what training teaches for a question with several.
+    """
+    golds = [*answers, " ".join(answers)]
+    return max(_bag_f1(normalise_answer(prediction).split(), normalise_answer(gold).split()) for gold in golds)
 
 
 def _bag_f1(predicted: list[str], gold: list[str]) -> float:

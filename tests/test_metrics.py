@@ -41,6 +41,13 @@ def test_normalisation_drops_case_punctuation_articles_and_space():
     ("kamiro sote", ["kamiro"], 0),
     ("sote", ["kamiro", "Sote"], 1),
     ("", ["kamiro"], 0),
+    ("The Sote | kamiro", ["Kamiro", "sote"], 1),  # all of them, as training writes them
+    ("kamiro\nsote", ["kamiro", "sote"], 1),
+    ("b | c | d", ["b|c", "d"], 1),  # an answer that holds the separator
+    ("kamiro | sote | lora", ["kamiro", "sote"], 0),
+    ("kamiro | sote", ["kamiro", "sote", "lora"], 0),
+    ("kamiro | kamiro", ["kamiro"], 0),
+    ("", ["kamiro", "sote"], 0),
 ])
 def test_exact_match(prediction, answers, expected):
     assert exact_match(prediction, answers) == expected
@@ -51,6 +58,8 @@ def test_token_f1_is_the_best_over_answers_and_counts_repeats():
     assert token_f1("york york", ["york"]) == pytest.approx(2 / 3)
     assert token_f1("", ["york"]) == 0
     assert token_f1("the", ["a"]) == 1  # both are empty once normalised
+    assert token_f1("kamiro | sote", ["kamiro", "sote"]) == 1  # all of them, as training writes them
+    assert token_f1("kamiro", ["kamiro", "sote"]) == 1
 
 
 def test_any_hit_is_not_top_one():
