@@ -6,6 +6,7 @@ encoded = EncodedDataset(GraphQADataset("DATA", "train"), processor, max_length=
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import sys
 from pathlib import Path
@@ -18,9 +19,12 @@ from tqdm import tqdm
 
 from data_processor import dataset, graph_text
 from data_processor.dataset import ConversationDataset, Example, GraphQADataset, digest
-from data_processor.schema import Rejected, atomic_write
+from data_processor.schema import Rejected, atomic_write, write_json
 
 logger = logging.getLogger(__name__)
+
+Arrays = dict[str, np.ndarray]
+LeftOut = tuple[int, str, str]  # number from 1, reason, id
 
 
 class Processor(Protocol):
@@ -38,8 +42,9 @@ class EncodedDataset(Dataset):
     """Examples as token ids and label masks, ready for the collator.
 
     Eagerly (the default) every example is tokenised once, before training, and kept in a file of `cache_dir` whose
-    name is a digest of all that changes the result; examples that cannot be used go to `rejected`. Lazily each is
-    tokenised when it is asked for, in the data loader's workers, and one that cannot be used is an error.
+    name is a digest of all that changes the result; examples that cannot be used go to `rejected`, also when they are
+    known from the cache (a .json beside the arrays). Lazily each is tokenised when it is asked for, in the data
+    loader's workers, and one that cannot be used is an error.
 
     Args:
         dataset: a GraphQADataset or ConversationDataset.
@@ -67,8 +72,14 @@ class EncodedDataset(Dataset):
             self.index = np.arange(len(dataset))
             return
         cache = None if cache_dir is None else Path(cache_dir) / f"{self.fingerprint}.safetensors"
-        arrays = load_file(cache) if cache is not None and cache.is_file() else self._encode_all(cache, Path(rejected))
-        self.index, self.arrays = arrays["index"], arrays
+        if cache is not None and cache.is_file():
+            self.arrays, left_out, truncated = read_cache(cache)
+        else:
+            self.arrays, left_out, truncated = self._encode_all()
+            if cache is not None:
+                write_cache(cache, self.arrays, left_out, truncated)
+        self.index = self.arrays["index"]
+        self._tell(left_out, truncated, Path(rejected))
 
     @property
     def fingerprint(self) -> str:
@@ -98,42 +109,57 @@ class EncodedDataset(Dataset):
         start, stop = self.arrays[f"{name}_offsets"][index : index + 2]
         return self.arrays[name][start:stop].tolist()
 
-    def _encode_all(self, cache: Path | None, rejected: Path) -> dict[str, np.ndarray]:
-        kept, ids, labels, truncated = [], [], [], 0
-        with Rejected(rejected) as left_out:
-            for i in tqdm(range(len(self.dataset)), desc="tokenising", unit="example", mininterval=1.0):
-                example = self.dataset[i]
-                try:
-                    encoded = encode_example(example, self.processor, self.max_length)
-                except ValueError as error:
-                    left_out.add(self.dataset.path, i + 1, str(error), {"id": example["id"]})
-                    continue
-                kept.append(i)
-                ids.append(encoded["input_ids"])
-                labels.append(encoded["labels"])
-                truncated += encoded["truncated"] > 0
-        if left_out.count:
-            logger.warning("%d of %d examples left out, reasons in %s", left_out.count, len(self.dataset), rejected)
-        if truncated:
-            logger.warning("%d of %d prompts shortened to %s tokens", truncated, len(kept), self.max_length)
-        if not kept:
-            raise ValueError(f"None of {len(self.dataset)} examples can be used; the reasons are in {rejected}.")
+    def _encode_all(self) -> tuple[Arrays, list[LeftOut], int]:
+        """The arrays, the examples that cannot be used, and how many prompts were shortened."""
+        kept, ids, labels, left_out, truncated = [], [], [], [], 0
+        for i in tqdm(range(len(self.dataset)), desc="tokenising", unit="example", mininterval=1.0):
+            example = self.dataset[i]
+            try:
+                encoded = encode_example(example, self.processor, self.max_length)
+            except ValueError as error:
+                left_out.append((i + 1, str(error), example["id"]))
+                continue
+            kept.append(i)
+            ids.append(encoded["input_ids"])
+            labels.append(encoded["labels"])
+            truncated += encoded["truncated"] > 0
         arrays = {
             "index": np.array(kept, dtype=np.int64),
             **flattened("input_ids", ids),
             **flattened("labels", labels),  # of an encoder-decoder they have a length of their own
         }
-        if cache is not None:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(cache) as temporary:
-                save_file(arrays, temporary)
-        return arrays
+        return arrays, left_out, truncated
+
+    def _tell(self, left_out: list[LeftOut], truncated: int, path: Path) -> None:
+        """Writes down and logs what was left out or shortened; ValueError if no example is left."""
+        with Rejected(path) as rejected:
+            for line, reason, name in left_out:
+                rejected.add(self.dataset.path, line, reason, {"id": name})
+        if not len(self.index):
+            raise ValueError(f"None of {len(self.dataset)} examples can be used; the reasons are in {path}.")
+        if left_out:
+            logger.warning("%d of %d examples left out, reasons in %s", len(left_out), len(self.dataset), path)
+        if truncated:
+            logger.warning("%d of %d prompts shortened to %s tokens", truncated, len(self.index), self.max_length)
+
+
+def write_cache(path: Path, arrays: Arrays, left_out: list[LeftOut], truncated: int) -> None:
+    """Writes what was left out and shortened as .json beside `path`, then the arrays, which make the cache valid."""
+    write_json(path.with_suffix(".json"), {"left_out": left_out, "truncated": truncated})
+    with atomic_write(path) as temporary:
+        save_file(arrays, temporary)
+
+
+def read_cache(path: Path) -> tuple[Arrays, list[LeftOut], int]:
+    """What `write_cache` wrote."""
+    told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    return load_file(path), told["left_out"], told["truncated"]
 
 
 def flattened(name: str, rows: list[list[int]]) -> dict[str, np.ndarray]:
     """Rows of different lengths one after another, and where each begins."""
     return {
-        name: np.concatenate([np.array(row, dtype=np.int32) for row in rows]),
+        name: np.concatenate([np.array(row, dtype=np.int32) for row in [[], *rows]]),
         f"{name}_offsets": np.cumsum([0, *map(len, rows)], dtype=np.int64),
     }
 

@@ -88,7 +88,7 @@ def test_whole_rows_are_cut_to_the_token_budget(folder, tiny_tokenizer):
 def test_eager_lazy_and_cached_examples_are_equal(folder, processor, tmp_path):
     dataset = GraphQADataset(folder, "train")
     eager = EncodedDataset(dataset, processor, 200, cache_dir=tmp_path / "cache")
-    (cached_file,) = (tmp_path / "cache").iterdir()
+    (cached_file,) = (tmp_path / "cache").glob("*.safetensors")
     stamp = cached_file.stat().st_mtime_ns
     again = EncodedDataset(dataset, processor, 200, cache_dir=tmp_path / "cache")
     lazy = EncodedDataset(dataset, processor, 200, lazy=True)
@@ -156,6 +156,27 @@ def test_what_cannot_be_used_is_counted_and_written_down(processor, tmp_path, ca
         EncodedDataset(ConversationDataset(rows, "chats.json"), processor, 40, lazy=True)[1]
     with pytest.raises(ValueError, match="None of 1 examples can be used"):
         EncodedDataset(ConversationDataset(rows[1:2], "chats.json"), processor, 40, rejected=tmp_path / "none.jsonl")
+
+
+def test_a_cached_run_tells_what_was_left_out_like_the_first_one(processor, tmp_path, caplog):
+    rows = [
+        {"id": "a", "messages": [{"role": "user", "content": "y" * 99}, {"role": "assistant", "content": "hello"}]},
+        {"id": "b", "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "x" * 99}]},
+    ]
+    written, told = [], []
+    for run in ("first", "second"):
+        caplog.clear()
+        path = tmp_path / run / "rejected.jsonl"
+        dataset = ConversationDataset(rows, "chats.json")
+        EncodedDataset(dataset, processor, 40, cache_dir=tmp_path / "cache", rejected=path)
+        written.append(path.read_text())
+        told.append(caplog.text.replace(str(path), ""))
+    assert written[0] == written[1] and written[0].count("alone exceed 40 tokens") == 1
+    assert "1 of 2 examples left out" in told[1] and "1 of 1 prompts shortened" in told[1]
+    unusable = ConversationDataset(rows[1:], "chats.json")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="None of 1 examples can be used"):
+            EncodedDataset(unusable, processor, 40, cache_dir=tmp_path / "cache", rejected=tmp_path / "none.jsonl")
 
 
 def test_missing_parts_are_named(folder):
