@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Whatever the base model's generation_config.json says: a penalty on repetition strikes the names to be copied.
+PLAIN_SEARCH = {"do_sample": False, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+PLAIN_SEARCH |= {"temperature": None, "top_p": None, "top_k": None}  # sampling's alone, and warned about in a search
+
 GRAPH_INPUTS = ("graph_node_features", "graph_edge_index", "graph_edge_features", "graph_batch")
 
 Row = dict[str, Any]
@@ -138,8 +142,8 @@ def _answers(
     num_beams: int,
 ) -> list[str]:
     tokenizer = processor.tokenizer
-    search = {"do_sample": False, "num_beams": num_beams, "max_new_tokens": max_new_tokens}
-    tokens = model.generate(**inputs, **search, pad_token_id=tokenizer.pad_token_id)
+    length = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "pad_token_id": tokenizer.pad_token_id}
+    tokens = model.generate(**inputs, **PLAIN_SEARCH, **length)
     if not model.config.is_encoder_decoder:
         tokens = tokens[:, inputs["input_ids"].shape[1] :]  # (B, at most max_new_tokens)
     return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
@@ -180,7 +184,15 @@ def _barrier() -> None:
 
 def _fingerprint(model: "PreTrainedModel") -> str:
     """A number that changes when the weights do, so that predictions of other weights are not continued."""
-    return f"{sum(parameter.detach().double().abs().sum().item() for parameter in model.parameters()):.9e}"
+    return f"{sum(_norm(parameter.data) for parameter in model.parameters() if not parameter.is_meta):.9e}"
+
+
+def _norm(values: torch.Tensor, block: int = 2**24) -> float:
+    """Sum of magnitudes in float64, a block at a time: no second copy of a large matrix is made."""
+    parts = values.as_subclass(torch.Tensor).flatten().split(block)
+    if not values.is_floating_point():  # packed four-bit weights
+        return float(sum(part.sum(dtype=torch.int64).item() for part in parts))
+    return sum(torch.linalg.vector_norm(part, 1, dtype=torch.float64).item() for part in parts)
 
 
 def _part_paths(output: Path) -> list[Path]:

@@ -91,6 +91,30 @@ def test_greedy_prediction_equals_the_argmax_by_hand(build_model, dataset, tmp_p
     assert rows_of(path)[0]["prediction"] == processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
 
+def test_habits_of_the_base_model_do_not_bend_the_search(build_model, dataset, tmp_path):
+    model, processor = build_model()
+    plain = generate_predictions(model, processor, dataset, tmp_path / "plain.jsonl", max_new_tokens=6)
+    habits = {"repetition_penalty": 50.0, "no_repeat_ngram_size": 1, "do_sample": True, "temperature": 9.0}
+    model.generation_config.update(**habits)
+    bent = generate_predictions(model, processor, dataset, tmp_path / "bent.jsonl", max_new_tokens=6)
+    assert rows_of(bent) == rows_of(plain)
+
+
+def test_the_fingerprint_sees_every_weight_and_reads_large_ones_in_blocks(build_model):
+    import torch
+
+    from evaluation.generation import _fingerprint, _norm
+
+    values = torch.tensor([[1.5, -2.0], [0.25, -0.25], [3.0, 1.0]], dtype=torch.bfloat16)
+    assert _norm(values) == _norm(values, block=4) == 8.0
+    assert _norm(torch.tensor([200, 100], dtype=torch.uint8), block=1) == 300
+    model, _ = build_model()
+    before = _fingerprint(model)
+    with torch.no_grad():
+        next(model.graph_projector.parameters()).view(-1)[0] += 1e-3
+    assert _fingerprint(model) != before
+
+
 def test_zeroed_tokens_take_the_graph_away_whatever_it_is(build_model, dataset, tmp_path):
     """With zeros in place of graph tokens, graphs that differ by far give the prompt the same logits."""
     import torch
