@@ -112,7 +112,7 @@ def test_a_copied_base_makes_the_folder_movable(run, tmp_path):
     output, _, trainer, _ = run("with_base", "--include_base", "True")
     moved = output.rename(tmp_path / "moved")
     loaded = GraphLLMForConditionalGeneration.from_pretrained(moved)
-    assert loaded.config.text_model_name_or_path == "./base"
+    assert json.loads((moved / "config.json").read_text())["text_model_name_or_path"] == "./base"
     batch = trainer.data_collator([trainer.train_dataset[0]])
     with torch.no_grad():
         torch.testing.assert_close(loaded(**batch).logits, trainer.model.eval()(**batch).logits, rtol=0, atol=1e-6)
