@@ -71,9 +71,8 @@ class GraphLLMProcessor(ProcessorMixin):
         chat_template = chat_template or tokenizer.chat_template
         if not chat_template:
             raise ValueError(
-                f"The tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template, so questions "
-                f"cannot be "
-                "rendered. Choose an instruction-tuned model, or pass a Jinja file with --chat_template."
+                f"The tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template, so questions cannot "
+                "be rendered. Choose an instruction-tuned model, or pass a Jinja file with --chat_template."
             )
         super().__init__(tokenizer, chat_template=chat_template)
 
