@@ -1,6 +1,8 @@
 """Writes a model as a folder that loads by itself: weights, configuration, code, processor, card; and pushes it."""
 
+import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +12,13 @@ from peft import PeftModel
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
 
+from data_processor.schema import write_json
+
 logger = logging.getLogger(__name__)
 
 BASE = "base"
+# weights of any adaptation: those of an earlier run would be taken for this one's
+WEIGHTS = ("adapter_*", "model*.safetensors", "model*.safetensors.index.json", "pytorch_model*")
 # what a run keeps for itself and the Hub has no use for
 NOT_PUBLISHED = ("checkpoint-*", "_*", "*.tmp", "training_args.bin", "rejected*.jsonl", "predictions.jsonl*")
 CARD = """---
@@ -66,6 +72,8 @@ def save_output(
         The folder.
     """
     folder = Path(folder)
+    if write:
+        clear(composite(model), folder, include_base)
     (save_weights or model.save_pretrained)(str(folder))
     if not write:
         return folder
@@ -74,6 +82,18 @@ def save_output(
     write_companions(model, processor, folder)
     write_card(composite(model), folder)
     return folder
+
+
+def clear(model: PreTrainedModel, folder: Path, include_base: bool) -> None:
+    """Deletes the weights that an earlier run left at the top of the folder, and a copied base that is not used."""
+    for pattern in WEIGHTS:
+        for path in folder.glob(pattern):
+            if path.is_file():
+                path.unlink()
+    source = model.config.text_model_name_or_path or ""
+    used = source == f"./{BASE}" or Path(source).resolve() == (folder / BASE).resolve()
+    if not include_base and not used and (folder / BASE).is_dir():
+        shutil.rmtree(folder / BASE)
 
 
 def composite(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -109,7 +129,7 @@ def write_card(model: PreTrainedModel, folder: Path) -> None:
 
 
 def push(folder: str | Path, repository: str, token: str | None, private: bool | None, revision: str | None) -> str:
-    """Uploads a loadable folder to the Hub, without its checkpoints and caches.
+    """Uploads a loadable folder to the Hub, without its checkpoints and caches; its files first learn their new name.
 
     Args:
         folder: what `save_output` wrote.
@@ -121,12 +141,26 @@ def push(folder: str | Path, repository: str, token: str | None, private: bool |
     Returns:
         The address of the commit.
     """
+    rename(Path(folder), repository)
     api = HfApi(token=token)
     api.create_repo(repository, private=private, exist_ok=True)
     done = api.upload_folder(
         repo_id=repository, folder_path=folder, revision=revision, ignore_patterns=list(NOT_PUBLISHED)
     )
     return done.commit_url
+
+
+def rename(folder: Path, repository: str) -> None:
+    """Writes the repository's name where the adapter's configuration and the card name the folder."""
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        write_json(adapter, json.loads(adapter.read_text(encoding="utf-8")) | {"base_model_name_or_path": repository})
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    named = re.search(r'from_pretrained\("([^"]+)"', text)
+    if named:
+        text = text.replace(f'"{named[1]}"', f'"{repository}"').replace(f"# {named[1]}\n", f"# {repository}\n")
+        card.write_text(text, encoding="utf-8")
 
 
 def copy_base(model: PreTrainedModel, folder: Path) -> None:
