@@ -19,15 +19,15 @@ from data_processor.schema import read_jsonl
 from evaluation.generation import generate_predictions
 from modeling_graphllm import GraphConfig
 from processing_graphllm import GraphLLMProcessor
-from serving.publish import composite, push, save_output, write_companions
+from serving.publish import base_folder, composite, push, save_output, write_companions
 from training.arguments import Arguments, TrainingArguments, parse
 from training.callbacks import WholeCheckpoints, last_whole_checkpoint
-from training.data import build_processor, encode, graph_settings, load_tokenizer
+from training.data import build_processor, encode, graph_settings, load_tokenizer, longest
 from training.dry_run import dry_run
 from training.launch import start
 from training.model import check_trainable, graph_config_of
 from training.optimizer import GroupedOptimizer
-from training.record import write_metrics, write_run
+from training.record import check_same_run, write_metrics, write_run
 from training.stages import STAGES
 
 logger = logging.getLogger(__name__)
@@ -41,16 +41,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """
     arguments = parse(sys.argv[1:] if argv is None else argv)
     start(arguments.training)
-    if arguments.training.do_train and arguments.training.should_save and not arguments.run.dry_run:
-        write_run(arguments.training.output_dir, arguments.flat())
-    checkpoint = resume_point(arguments)
-
     stage = STAGES[arguments.run.stage]
     tokenizer, text_config = load_tokenizer(arguments)
     raw = stage.open_splits(arguments, tokenizer)
+    begin(arguments, raw)
+    checkpoint = resume_point(arguments)
     processor, graph = readers(arguments, tokenizer, text_config, next(iter(raw.values())))
     splits = encode(arguments, raw, processor, text_config)
     model = stage.build_model(arguments, graph, processor, feature_encoder_of(raw))
+    if arguments.run.include_base:
+        base_folder(composite(model))  # what could not be copied at the end is said before the start
     if arguments.run.dry_run:
         report, figures = dry_run(arguments, model, processor, splits["train"])
         print(report)
@@ -69,6 +69,17 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         write_metrics(arguments.training.output_dir, metrics)
         publish(arguments.training)
     return metrics
+
+
+def begin(arguments: Arguments, raw: dict[str, Any]) -> None:
+    """Claims the output folder with run.json, unless its checkpoints are another run's and would be continued."""
+    training = arguments.training
+    if not (training.do_train and training.should_save) or arguments.run.dry_run:
+        return
+    data = {name: split.fingerprint for name, split in raw.items()}
+    if training.resume_from_checkpoint == "auto":
+        check_same_run(training.output_dir, arguments.flat(), data)
+    write_run(training.output_dir, arguments.flat(), data)
 
 
 def resume_point(arguments: Arguments) -> str | None:
@@ -146,13 +157,15 @@ def publish(training: TrainingArguments) -> None:
 
 def predict(arguments: Arguments, trainer: Trainer, processor: GraphLLMProcessor, dataset: Any) -> dict[str, float]:
     """Answers the test split into predictions.jsonl and scores it."""
+    model = composite(trainer.model)
     path = generate_predictions(
-        composite(trainer.model),
+        model,
         processor,
         dataset,
         Path(arguments.training.output_dir) / "predictions.jsonl",
         batch_size=arguments.training.per_device_eval_batch_size,
         max_new_tokens=arguments.model.max_new_tokens,
+        max_length=longest(arguments, model.config.text_config),
     )
     return STAGES[arguments.run.stage].score([row for _, row in read_jsonl(path)])
 

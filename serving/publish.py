@@ -163,13 +163,28 @@ def rename(folder: Path, repository: str) -> None:
         card.write_text(text, encoding="utf-8")
 
 
+def base_folder(model: PreTrainedModel) -> str:
+    """The base model's files on this machine, downloaded if need be.
+
+    Raises:
+        ValueError: they hold no safetensors, and what is copied would be a model without weights.
+    """
+    source = model.config.text_model_name_or_path
+    where = source
+    if not Path(source).is_dir():
+        revision = model.config.text_model_revision
+        where = snapshot_download(source, revision=revision, ignore_patterns=list(OTHER_FORMATS))
+    if not any(Path(where).glob("*.safetensors")):
+        raise ValueError(
+            f"--include_base copies weights as safetensors, and {source} has none at its top. Load it once, save it "
+            "with `save_pretrained`, and name that folder; or leave --include_base out."
+        )
+    return where
+
+
 def copy_base(model: PreTrainedModel, folder: Path) -> None:
     """Copies the base model's files into `folder/base` and makes the configuration refer to it."""
-    source = model.config.text_model_name_or_path
-    if not Path(source).is_dir():
-        source = snapshot_download(
-            source, revision=model.config.text_model_revision, ignore_patterns=list(OTHER_FORMATS)
-        )
+    source = base_folder(model)
     if Path(source).resolve() != (folder / BASE).resolve():
         logger.info("Copying the base model from %s into %s", source, folder / BASE)
         shutil.copytree(source, folder / BASE, ignore=shutil.ignore_patterns(*OTHER_FORMATS), dirs_exist_ok=True)

@@ -172,6 +172,67 @@ def test_a_run_does_not_start_from_a_model_of_other_features(run):
         check_features(output, "hashing:9")
 
 
+def test_the_revision_of_the_base_comes_with_an_earlier_output_unless_another_is_named(build_model, tmp_path):
+    from training.arguments import parse
+    from training.data import base_of
+
+    config = build_model()[0].config
+    config.text_model_name_or_path, config.text_model_revision = "some/model", "v1"
+    config.save_pretrained(tmp_path)
+    argv = ["--init_from", str(tmp_path), "--data_path", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    assert base_of(parse(argv)) == ("some/model", "v1")
+    assert base_of(parse([*argv, "--model_revision", "v2"])) == ("some/model", "v2")
+    assert base_of(parse([*argv, "--model_name_or_path", "other/model"])) == ("other/model", None)
+
+
+def test_answers_are_asked_for_with_prompts_as_short_as_in_training(run, monkeypatch):
+    seen = {}
+    generate = finetune.generate_predictions
+
+    def keep(*arguments, **settings):
+        seen.update(settings)
+        return generate(*arguments, **settings)
+
+    monkeypatch.setattr(finetune, "generate_predictions", keep)
+    run("short", "--do_predict", "True", "--model_max_length", "300")
+    assert seen["max_length"] == 300
+    run("long", "--do_predict", "True", "--max_steps", "1")
+    assert seen["max_length"] == 512  # positions of the language model
+
+
+def test_memory_of_partitioned_parameters_is_that_of_the_whole_ones(build_model):
+    from training.memory import Step, estimate
+
+    whole, partitioned = build_model()[0], build_model()[0]
+    for parameter in partitioned.parameters():
+        parameter.ds_numel, parameter.data = parameter.numel(), torch.empty(0)
+    step = Step(batch=1, tokens=8, labels=2, world_size=2, zero_stage=3)
+    assert estimate(partitioned, whole.config.text_config, step) == estimate(whole, whole.config.text_config, step)
+
+
+def test_a_rank_that_a_matrix_does_not_have_is_said_with_its_name(build_model, caplog):
+    from training.model import target_pattern, warn_of_full_rank
+
+    model, _ = build_model()
+    pattern = target_pattern(None, model)
+    with caplog.at_level(logging.WARNING):
+        warn_of_full_rank(7, pattern, model)
+        assert not caplog.text
+        warn_of_full_rank(8, pattern, model)  # one of two heads of keys and values is 8 wide
+    assert "k_proj (8), v_proj (8)." in caplog.text and "q_proj" not in caplog.text
+
+
+def test_a_base_without_safetensors_is_refused_before_training(language_model_folder, data, tmp_path):
+    import shutil
+
+    base = shutil.copytree(language_model_folder, tmp_path / "base")
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="has none at its top"):
+        finetune.main(flags(base, data, tmp_path / "out", "--include_base", "True"))
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
 def test_lora_targets_stay_inside_the_language_model(run):
     _, _, trainer, _ = run("targets", "--lora_target_modules", "q_proj", "v_proj")
     adapted = {name.split(".lora_")[0] for name, _ in trainer.model.named_parameters() if "lora_" in name}
@@ -269,6 +330,17 @@ def test_a_validation_size_beyond_the_rows_becomes_a_tenth_with_a_warning(caplog
 def test_what_conversations_cannot_do_is_one_sentence(language_model_folder, conversations, tmp_path, more, said):
     with pytest.raises(ValueError, match=said):
         finetune.main(flags(language_model_folder, conversations, tmp_path / "out", *more))
+
+
+def test_a_dry_run_on_rows_that_are_partly_bad_leaves_the_output_folder_alone(
+    language_model_folder, conversations, tmp_path
+):
+    conversations.write_text(json.dumps([*json.loads(conversations.read_text()), {"id": "bad"}]))
+    argv = flags(language_model_folder, conversations, tmp_path / "out")
+    finetune.main([*argv, "--dry_run", "True"])
+    assert not (tmp_path / "out").exists()
+    finetune.main(argv)
+    assert "bad" in (tmp_path / "out" / "rejected.jsonl").read_text()
 
 
 # ----------------------------------------------------------------------------------------------------- bad input

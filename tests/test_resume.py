@@ -123,6 +123,18 @@ def test_a_run_with_other_arguments_does_not_continue_a_checkpoint(language_mode
         finetune.main(flags(language_model_folder, data, tmp_path / "out", *SAVING, "--lora_r", "2"))
 
 
+def test_data_that_changed_does_not_continue_a_checkpoint(language_model_folder, tmp_path):
+    world = write_dataset(tmp_path / "world")
+    argv = flags(language_model_folder, world, tmp_path / "out", *SAVING)
+    run(argv)
+    rows = (world / "qa" / "train.jsonl").read_text()
+    (world / "qa" / "train.jsonl").write_text(rows.replace("what is next to", "what lies beside"))
+    record = (tmp_path / "out" / "run.json").read_bytes()
+    with pytest.raises(ValueError, match="the data that is trained on"):
+        finetune.main(argv)
+    assert (tmp_path / "out" / "run.json").read_bytes() == record
+
+
 @pytest.mark.kill
 def test_smoke_a_killed_process_resumes_to_the_same_result(language_model_folder, data, tmp_path):
     def argv(name: str) -> list[str]:

@@ -6,6 +6,7 @@ import os
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,10 @@ def zero_stage(flags: Namespace) -> int:
     return int(deepspeed_config(flags).get("zero_optimization", {}).get("stage", 0))
 
 
+# what a run without training, or one that was refused, leaves in its folder
+HARMLESS = ("rejected*.jsonl", "_preprocessed", "metrics.json", "predictions*")
+
+
 def _unrelated(flags: Namespace, machine: Machine) -> bool:
     folder = Path(flags.output_dir)
     if flags.dry_run or not flags.do_train or not machine.first or not folder.exists():
@@ -73,32 +78,13 @@ def _unrelated(flags: Namespace, machine: Machine) -> bool:
     if folder.is_file():
         return True
     ours = any(folder.glob("run.json")) or any(folder.glob("checkpoint-*"))
-    return any(folder.iterdir()) and not ours
+    foreign = [path for path in folder.iterdir() if not any(fnmatch(path.name, one) for one in HARMLESS)]
+    return bool(foreign) and not ours
 
 
 def _writes_to_data(flags: Namespace, machine: Machine) -> bool:
     places = [place for place in (flags.data_path, flags.model_name_or_path, flags.init_from) if place]
     return any(Path(place).resolve() == Path(flags.output_dir).resolve() for place in places)
-
-
-# what a run must have in common with the one whose checkpoint it continues
-IDENTITY = (
-    "stage", "model_name_or_path", "init_from", "data_path", "use_lora", "freeze_lm", "q_lora", "lora_r", "lora_alpha",
-    "graph_encoder", "graph_hidden_dim", "graph_num_layers", "graph_readout", "num_graph_tokens", "graph_projector",
-    "use_graph", "use_text", "seed", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
-)  # fmt: skip
-
-
-def _another_run(flags: Namespace, machine: Machine) -> bool:
-    """Whether a checkpoint would be continued with arguments that make it another run."""
-    record = Path(flags.output_dir) / "run.json"
-    continued = flags.resume_from_checkpoint == "auto" and flags.do_train and not flags.dry_run
-    if not continued or not machine.first or not record.is_file():
-        return False
-    if not any(Path(flags.output_dir).glob("checkpoint-*/complete")):
-        return False
-    before = json.loads(record.read_text(encoding="utf-8"))["arguments"]
-    return any(name in before and before[name] != vars(flags)[name] for name in IDENTITY)
 
 
 CHECKS = (
@@ -194,12 +180,6 @@ CHECKS = (
         "output over input",
         _writes_to_data,
         "--output_dir {output_dir} is also an input of this run and would be overwritten. Choose another folder.",
-    ),
-    Check(
-        "another run",
-        _another_run,
-        "--output_dir {output_dir} holds checkpoints of a run with other arguments (see its run.json). Choose another "
-        "folder, or begin again there with --resume_from_checkpoint none.",
     ),
     Check(
         "nothing to train",

@@ -1,7 +1,9 @@
 """Flags -> tokenizer, splits and processor: everything that stands before the model."""
 
 import logging
+import os
 import random
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -47,15 +49,18 @@ def explained(name: str) -> Iterator[None]:
         ) from error
 
 
-def base_name(arguments: Arguments) -> str:
-    """The base model: --model_name_or_path, or the one under --init_from; local folders as absolute paths."""
-    name = arguments.model.model_name_or_path
+def base_of(arguments: Arguments) -> tuple[str, str | None]:
+    """The base model and its revision: --model_name_or_path, or what --init_from was trained on.
+
+    Local folders come as absolute paths. --model_revision goes before the revision that --init_from names.
+    """
+    name, revision = arguments.model.model_name_or_path, arguments.model.model_revision
     if name is None:
         config = GraphLLMConfig.from_pretrained(arguments.run.init_from)
-        name = config.text_model_name_or_path
+        name, revision = config.text_model_name_or_path, revision or config.text_model_revision
         if name.startswith("./"):
             name = str(Path(arguments.run.init_from) / name)
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
+    return (str(Path(name).resolve()) if Path(name).is_dir() else name), revision
 
 
 def load_tokenizer(arguments: Arguments) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
@@ -68,8 +73,8 @@ def load_tokenizer(arguments: Arguments) -> tuple[PreTrainedTokenizerBase, PreTr
     if start:
         with explained(start):
             return AutoTokenizer.from_pretrained(start), GraphLLMConfig.from_pretrained(start).text_config
-    name = base_name(arguments)
-    where = {"revision": arguments.model.model_revision, "cache_dir": arguments.model.cache_dir}
+    name, revision = base_of(arguments)
+    where = {"revision": revision, "cache_dir": arguments.model.cache_dir}
     with explained(name):
         return AutoTokenizer.from_pretrained(name, **where), AutoConfig.from_pretrained(name, **where)
 
@@ -107,7 +112,7 @@ def open_splits(arguments: Arguments, tokenizer: PreTrainedTokenizerBase) -> dic
 
 def _conversations(arguments: Arguments) -> dict[str, RawDataset]:
     path, data = arguments.data.data_path, arguments.data
-    with Rejected(Path(arguments.training.output_dir) / "rejected.jsonl") as rejected:
+    with Rejected(folder_of_rejected(arguments) / "rejected.jsonl") as rejected:
         rows = list(iter_conversations(Path(path), rejected))
     if rejected.count:
         logger.warning("%d rows of %s left out, reasons in %s", rejected.count, path, rejected.path)
@@ -123,6 +128,13 @@ def _conversations(arguments: Arguments) -> dict[str, RawDataset]:
         "train": ConversationDataset([row for i, row in enumerate(rows) if i not in held_out], path),
         "validation": ConversationDataset([row for i, row in enumerate(rows) if i in held_out], path),
     }
+
+
+def folder_of_rejected(arguments: Arguments) -> Path:
+    """Where rows that cannot be used are listed: the output folder, which a dry run leaves alone."""
+    if arguments.run.dry_run:
+        return Path(tempfile.gettempdir()) / f"graphllm-dry-run-{os.getpid()}"
+    return Path(arguments.training.output_dir)
 
 
 def held_out_rows(rows: int, size: int, seed: int) -> set[int]:
@@ -143,7 +155,6 @@ def encode(
     arguments: Arguments, splits: dict[str, RawDataset], processor: GraphLLMProcessor, text_config: PreTrainedConfig
 ) -> dict[str, EncodedDataset]:
     """The splits as token ids; prompts are shortened to what the flags and the language model allow."""
-    limits = [arguments.model.model_max_length, text_config.to_dict().get("max_position_embeddings")]
     data, folder = arguments.data, Path(arguments.training.output_dir)
     # the underscore keeps it out of what the Trainer pushes
     cache = None if arguments.run.dry_run else data.preprocess_cache or folder / "_preprocessed"
@@ -152,14 +163,20 @@ def encode(
             name: EncodedDataset(
                 split,
                 processor,
-                max_length=min(limit for limit in limits if limit),
+                max_length=longest(arguments, text_config),
                 lazy=data.lazy_preprocess,
                 cache_dir=cache,
-                rejected=folder / f"rejected_{name}.jsonl",
+                rejected=folder_of_rejected(arguments) / f"rejected_{name}.jsonl",
             )
             for name, split in splits.items()
             if name != "test"  # is answered, not trained on
         }
+
+
+def longest(arguments: Arguments, text_config: PreTrainedConfig) -> int:
+    """The longest example in tokens: what the flags and the language model allow."""
+    limits = [arguments.model.model_max_length, text_config.to_dict().get("max_position_embeddings")]
+    return min(limit for limit in limits if limit)
 
 
 # ---------------------------------------------------------------------------------------------------------- processor

@@ -43,11 +43,16 @@ def room_of(name: str) -> str:
     return "graph_encoder" if "graph_encoder." in name else "graph_projector"
 
 
+def numel(parameter: nn.Parameter) -> int:
+    """Numbers in the whole parameter, also where ZeRO-3 holds a part of it here."""
+    return parameter.ds_numel if "ds_numel" in vars(parameter) else parameter.numel()
+
+
 def parameter_table(model: nn.Module) -> dict[str, dict[str, int]]:
     """`{room: {"total", "trainable", "bytes"}}` and the row `all`; a tied weight counts once."""
     table: dict[str, dict[str, int]] = {}
     for name, parameter in model.named_parameters():
-        size = parameter.ds_numel if "ds_numel" in vars(parameter) else parameter.numel()  # partitioned by ZeRO-3
+        size = numel(parameter)
         for room in (room_of(name), "all"):
             row = table.setdefault(room, {"total": 0, "trainable": 0, "bytes": 0})
             row["total"] += size
@@ -63,10 +68,10 @@ def estimate(model: nn.Module, text_config: Any, step: Step) -> dict[str, tuple[
     Sources: ZeRO, arXiv 1910.02054, section 3 (weights, gradients, states); Korthikanti et al., arXiv 2205.05198, eq.
     2 and table 2 (activations of a layer, without the attention scores that fused attention never stores).
     """
-    held = sum(one.numel() * one.element_size() for one in model.parameters())
+    held = sum(numel(one) * one.element_size() for one in model.parameters())
     trainable = [one for one in model.parameters() if one.requires_grad]
-    gradients = sum(one.numel() * one.element_size() for one in trainable)
-    count = sum(one.numel() for one in trainable)
+    gradients = sum(numel(one) * one.element_size() for one in trainable)
+    count = sum(numel(one) for one in trainable)
     per_parameter = (2 if "8bit" in step.optimizer else 8) + (4 if step.half else 0)
     split = [step.world_size if step.zero_stage >= stage else 1 for stage in (3, 2, 1)]
     width, layers = text_config.hidden_size, text_config.num_hidden_layers

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from modeling_graphllm import GraphConfig, GraphLLMConfig, GraphLLMForConditionalGeneration
 from processing_graphllm import GraphLLMProcessor
 from training.arguments import Arguments, LoraArguments
-from training.data import base_name, explained
+from training.data import base_of, explained
 from training.optimizer import is_graph_parameter
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def build_model(
 def _from_base(
     arguments: Arguments, graph: GraphConfig, processor: GraphLLMProcessor, feature_encoder: str | None
 ) -> PreTrainedModel:
-    name = base_name(arguments)
+    name, revision = base_of(arguments)
     with explained(name):
         model = GraphLLMForConditionalGeneration.from_components(
             name,
@@ -67,7 +67,7 @@ def _from_base(
             graph_token_id=processor.graph_token_id,
             graph_token=processor.graph_token,
             feature_encoder=feature_encoder,
-            revision=arguments.model.model_revision,
+            revision=revision,
             **language_model_kwargs(arguments),
         )
     stop_at(model, processor.end_of_turn_ids)
@@ -141,12 +141,14 @@ def four_bits(bf16: bool) -> BitsAndBytesConfig:
 
 def lora_config(flags: LoraArguments, model: PreTrainedModel) -> LoraConfig:
     """Adapters inside the language model only; encoder and projector are trained whole and saved in the same file."""
+    pattern = target_pattern(flags.lora_target_modules, model)
+    warn_of_full_rank(flags.lora_r, pattern, model)
     return LoraConfig(
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
         r=flags.lora_r,
         lora_alpha=flags.lora_alpha,
         lora_dropout=flags.lora_dropout,
-        target_modules=target_pattern(flags.lora_target_modules, model),
+        target_modules=pattern,
         modules_to_save=GRAPH_MODULES,
     )
 
@@ -179,6 +181,18 @@ def target_pattern(names: list[str] | None, model: PreTrainedModel) -> str:
             f"{', '.join(sorted(set(linear.values())))}."
         )
     return pattern
+
+
+def warn_of_full_rank(rank: int, pattern: str, model: PreTrainedModel) -> None:
+    """One line that names the matrices whose smaller side the rank reaches: they have no more ranks to train."""
+    sides = {
+        name: min((module.in_features, module.out_features) if isinstance(module, nn.Linear) else module.weight.shape)
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and re.fullmatch(pattern, name)
+    }
+    full = sorted({f"{name.rpartition('.')[2]} ({side})" for name, side in sides.items() if side <= rank})
+    if full:
+        logger.warning("--lora_r %d reaches the smaller side of: %s. A lower rank is enough.", rank, ", ".join(full))
 
 
 def freeze_language_model(model: PreTrainedModel) -> None:

@@ -1,6 +1,7 @@
-"""What a run leaves beside its weights: run.json before it starts, metrics.json when it ends."""
+"""What a run leaves beside its weights: run.json before it starts, metrics.json when it ends; whose they are."""
 
 import importlib.metadata
+import json
 import platform
 import subprocess
 from pathlib import Path
@@ -9,12 +10,57 @@ from typing import Any
 from data_processor.schema import write_json
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "deepspeed", "torch_geometric", "safetensors")
+# flags that leave the weights of a step as they are; all others make a run another run
+FREE_PREFIXES = ("logging_", "log_", "eval_", "save_", "hub_", "push_", "wandb_", "trackio_", "dataloader_", "ddp_")
+FREE = {
+    "output_dir", "resume_from_checkpoint", "dry_run", "json", "include_base", "num_train_epochs", "max_steps",
+    "do_train", "do_eval", "do_predict", "max_new_tokens", "per_device_eval_batch_size", "validation_split",
+    "test_split", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "use_wandb", "report_to",
+    "run_name", "project", "disable_tqdm", "cache_dir", "preprocess_cache", "lazy_preprocess", "local_rank", "debug",
+    "skip_memory_metrics", "bf16_full_eval", "fp16_full_eval", "prediction_loss_only", "batch_eval_metrics",
+    "include_for_metrics", "enable_jit_checkpoint",
+}  # fmt: skip
+# these change the order or the number of the rows, and therefore the steps
+NOT_FREE = {"dataloader_drop_last"}
 
 
-def write_run(folder: str | Path, arguments: dict[str, Any]) -> None:
-    """run.json: every argument, the versions that matter, and the commit of this project."""
-    record = {"arguments": arguments, "versions": versions(), "commit": commit()}
+def write_run(folder: str | Path, arguments: dict[str, Any], data: dict[str, str]) -> None:
+    """run.json: every argument, each split's fingerprint, the versions that matter, the commit of this project."""
+    record = {"arguments": arguments, "data": data, "versions": versions(), "commit": commit()}
     write_json(Path(folder) / "run.json", record)
+
+
+def check_same_run(folder: str | Path, arguments: dict[str, Any], data: dict[str, str]) -> None:
+    """Raises ValueError if a whole checkpoint in the folder was made with other arguments or other rows.
+
+    Args:
+        folder: the output folder, with or without an earlier run.
+        arguments: every argument of this run.
+        data: split -> fingerprint.
+    """
+    path = Path(folder) / "run.json"
+    if not path.is_file() or not any(Path(folder).glob("checkpoint-*/complete")):
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    now = json.loads(json.dumps({"arguments": arguments, "data": data}))
+    changed = [name for name in differing(before["arguments"], now["arguments"]) if not is_free(name)]
+    if "train" in differing(before.get("data", {}), now["data"]):
+        changed.append("the data that is trained on")
+    if changed:
+        raise ValueError(
+            f"--output_dir {folder} holds checkpoints of a run with other arguments: {', '.join(changed)} (see its "
+            "run.json). Choose another folder, or begin again there with --resume_from_checkpoint none."
+        )
+
+
+def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The names in both that stand for different values."""
+    return [name for name, value in now.items() if name in before and before[name] != value]
+
+
+def is_free(name: str) -> bool:
+    """Whether a flag may change between a checkpoint and the run that continues it."""
+    return name in FREE or name.startswith(FREE_PREFIXES) and name not in NOT_FREE
 
 
 def write_metrics(folder: str | Path, metrics: dict[str, Any]) -> None:
