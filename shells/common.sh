@@ -48,18 +48,21 @@ count_gpus() {
     fi
 }
 
-# hide_key "$0" "$@": a tracker key given as a flag is exported, and the script starts itself again without it.
+# hide_key "$0" "$@": a key or token given as a flag is exported, and the script starts itself again without it.
 hide_key() {
-    local script="$1" key="" rest=()
+    local script="$1" key="" token="" rest=()
     shift
     while (($#)); do
         case "$1" in
-            --wandb_key | --key) key="${2:?$1 needs a value}"; shift 2 ;;
-            --wandb_key=* | --key=*) key="${1#*=}"; shift ;;
+            --wandb_key | --wandb-key | --key) key="${2:?$1 needs a value}"; shift 2 ;;
+            --wandb_key=* | --wandb-key=* | --key=*) key="${1#*=}"; shift ;;
+            --hub_token | --hub-token) token="${2:?$1 needs a value}"; shift 2 ;;
+            --hub_token=* | --hub-token=*) token="${1#*=}"; shift ;;
             *) rest+=("$1"); shift ;;
         esac
     done
-    [[ -n "$key" ]] || return 0
-    export WANDB_API_KEY="$key"
+    [[ -n "$key$token" ]] || return 0
+    [[ -z "$key" ]] || export WANDB_API_KEY="$key"
+    [[ -z "$token" ]] || export HF_TOKEN="$token"
     exec bash "$script" ${rest[@]+"${rest[@]}"}
 }

@@ -107,6 +107,19 @@ def test_the_key_is_exported_and_kept_nowhere_else(base, monkeypatch, words):
     assert "s3cret" not in json.dumps(arguments.flat())
 
 
+@pytest.mark.parametrize("words", [["--hub_token", "s3cret"], ["--hub-token=s3cret"], ["FILE"]])
+def test_the_token_of_the_hub_is_exported_and_kept_nowhere_else(base, monkeypatch, tmp_path, words):
+    monkeypatch.setenv("HF_TOKEN", "")
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text("hub_token: s3cret\n")
+    words = [str(recipe), *base] if words == ["FILE"] else [*base, *words]
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *words])
+    arguments = parse(sys.argv[1:])
+    assert os.environ["HF_TOKEN"] == "s3cret"
+    assert arguments.training.hub_token is None
+    assert "s3cret" not in " ".join(sys.argv) + json.dumps(arguments.flat())
+
+
 def test_a_key_without_a_value_is_refused(base):
     with pytest.raises(ValueError, match="without a value"):
         parse([*base, "--key"])
@@ -159,7 +172,6 @@ ROWS = {
     "generation in the Trainer": lambda t: ({"prediction_loss_only": False}, CPU),
     "unrelated output": lambda t: ({"output_dir": filled(t / "photos", "cat.txt")}, CPU),
     "output over input": lambda t: ({"init_from": filled(t / "m", "run.json"), "output_dir": str(t / "m")}, CPU),
-    "another run": lambda t: ({"output_dir": earlier_run(t), "lora_r": 8}, CPU),
     "nothing to train": lambda t: ({"freeze_lm": True, "use_graph": False}, CPU),
     "4 bits without adapters": lambda t: ({"q_lora": True, "use_lora": False}, CPU),
     "4 bits without bitsandbytes": lambda t: ({"q_lora": True}, CPU),
@@ -178,15 +190,6 @@ ROWS = {
     "checkpoint folder": lambda t: ({"resume_from_checkpoint": str(t)}, CPU),
     "nothing to do": lambda t: ({"do_train": False}, CPU),
 }
-
-
-def earlier_run(tmp_path) -> str:
-    folder = tmp_path / "earlier"
-    whole = folder / "checkpoint-4"
-    whole.mkdir(parents=True)
-    (whole / "complete").touch()
-    (folder / "run.json").write_text(json.dumps({"arguments": {"lora_r": 64, "model_name_or_path": "some/model"}}))
-    return str(folder)
 
 
 def usable(tmp_path) -> Namespace:
@@ -236,6 +239,13 @@ def test_missing_and_malformed_deepspeed_files_are_named(base, tmp_path):
         parse([*base, "--deepspeed", str(tmp_path / "ds.json")])
 
 
-def test_a_whole_checkpoint_of_the_same_run_is_continued(tmp_path):
-    flags = Namespace(**{**vars(usable(tmp_path)), "output_dir": earlier_run(tmp_path)})
+@pytest.mark.parametrize(
+    "name",
+    ["rejected.jsonl", "rejected_train.jsonl", "_preprocessed", "metrics.json", "predictions.jsonl.partial0"],
+)
+def test_what_a_dry_run_or_an_evaluation_leaves_does_not_make_a_folder_foreign(tmp_path, name):
+    flags = Namespace(**{**vars(usable(tmp_path)), "output_dir": filled(tmp_path / "out", name)})
     check_flags(flags, CPU)
+    filled(tmp_path / "out", "cat.txt")
+    with pytest.raises(ValueError, match="is not empty"):
+        check_flags(flags, CPU)

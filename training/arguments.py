@@ -20,7 +20,8 @@ from transformers.hf_argparser import HfArg
 
 from training.checks import Machine, check_flags
 
-KEY_FLAGS = ("--key", "--wandb_key")
+# flags whose values leave the command line at once, and the variables that take them
+KEY_FLAGS = {"--key": "WANDB_API_KEY", "--wandb_key": "WANDB_API_KEY", "--hub_token": "HF_TOKEN"}
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
     "group_by_length": "train_sampling_strategy group_by_length",
@@ -189,7 +190,8 @@ def parse(argv: list[str]) -> Arguments:
     """Reads `[FILE.yaml] --flag value ...`, refuses what cannot work, and returns typed arguments.
 
     Args:
-        argv: the command line without the program's name. `--key` is exported as WANDB_API_KEY and kept nowhere else.
+        argv: the command line without the program's name. `--key` is exported as WANDB_API_KEY, `--hub_token` as
+            HF_TOKEN; they are kept nowhere else, also where a file names them.
 
     Raises:
         ValueError: an unknown key or flag, a value of the wrong type, or a combination listed in training/checks.py.
@@ -198,7 +200,7 @@ def parse(argv: list[str]) -> Arguments:
     parser = _Parser(ROOMS, prog="finetune.py", usage="finetune.py [FILE.yaml] [--flag value ...]", allow_abbrev=False)
     known = {action.dest for action in parser._actions}
     if argv and not argv[0].startswith("-"):
-        argv = yaml_flags(argv[0], known) + argv[1:]
+        argv = take_key(yaml_flags(argv[0], known)) + argv[1:]
     flags, unknown = parser.parse_known_args(argv)
     for word in unknown:
         raise ValueError(_unknown(word, known))
@@ -218,17 +220,18 @@ def build(flags: Namespace) -> Arguments:
 
 
 def take_key(argv: list[str]) -> list[str]:
-    """Exports the value of --key as WANDB_API_KEY and returns the rest; `sys.argv` (trackers copy it) loses it too."""
+    """Exports the values of KEY_FLAGS and returns the rest; `sys.argv` (trackers copy it) loses them too."""
     rest, words = [], iter(argv)
     for word in words:
         name, _, value = word.partition("=")
-        if name not in KEY_FLAGS:
+        variable = KEY_FLAGS.get("--" + name.removeprefix("--").replace("-", "_")) if name.startswith("--") else None
+        if variable is None:
             rest.append(word)
             continue
         value = value or next(words, "")
         if not value:
-            raise ValueError(f"{name} was given without a value. Pass it, or set WANDB_API_KEY.")
-        os.environ["WANDB_API_KEY"] = value
+            raise ValueError(f"{name} was given without a value. Pass it, or set {variable}.")
+        os.environ[variable] = value
         sys.argv[:] = [one for one in sys.argv if one not in (word, value)]
     return rest
 
