@@ -1,6 +1,7 @@
 """Commands of the evaluation room: answers first, scores from the file of answers.
 
     python -m evaluation generate --model M --data D --split test --output P [--ablate zero] [--append_retrieved 20]
+    python -m evaluation generate --model M --data conversations.jsonl --output P
     python -m evaluation score --predictions P --output J [--data D --split test]
     python -m evaluation compare A B --output J
     python -m evaluation report RUN... --output page.html
@@ -20,13 +21,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_processor.schema import read_jsonl, write_json
+from data_processor.schema import Rejected, read_jsonl, write_json
 from evaluation.ablations import ABLATIONS
-from evaluation.metrics import chance, check_same_ids, majority_baseline, score
-from evaluation.report import compare, read_predictions, read_run, verdict, write_report
+from evaluation.demo import demo_metrics, demo_predictions
+from evaluation.metrics import chance, majority_baseline, score
+from evaluation.report import check_same_ids, compare, read_predictions, read_run, verdict, write_report
 
 if TYPE_CHECKING:
-    from data_processor.dataset import GraphQADataset
+    from data_processor.dataset import ConversationDataset, GraphQADataset
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -66,6 +70,8 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--started", type=float, default=time.time(), help="when the demonstration began, epoch seconds")
     demo.add_argument("--batch_size", type=int, default=32)
     demo.add_argument("--result", type=Path, help="also record the table with commit and machine in this file")
+    demo.set_defaults(split="test", text_style=None, max_text_tokens=None)
+    demo.set_defaults(device="cpu", device_map=None, load_in_4bit=False)
     return whole
 
 
@@ -78,47 +84,102 @@ def _command(commands: Any, name: str, run: Callable, text: str) -> argparse.Arg
 def _add_generate(commands: Any) -> None:
     command = _command(commands, "generate", run_generate, "a model's answers -> predictions.jsonl")
     command.add_argument("--model", required=True, help="folder or repository")
-    command.add_argument("--data", type=Path, required=True, help="folder with graph/, qa/ and subgraphs/")
-    command.add_argument("--split", default="test")
+    command.add_argument("--data", type=Path, required=True,
+                         help="folder with graph/, qa/ and subgraphs/, or a file of conversations, JSON or JSONL")
+    command.add_argument("--split", default="test", help="of a folder")
     command.add_argument("--output", type=Path, required=True, help="predictions.jsonl to write")
     command.add_argument("--ablate", choices=ABLATIONS, default="none", help="what is taken away from the model")
     command.add_argument("--append_retrieved", type=int, default=0, metavar="K",
                          help="append the names of the K best retrieved nodes to the ranked answers")
     command.add_argument("--batch_size", type=int, default=16)
     command.add_argument("--max_new_tokens", type=int, default=32)
-    command.add_argument("--max_length", type=int, help="the longest prompt, in tokens")
+    command.add_argument("--max_length", type=int, help="the longest prompt, in tokens; default: as in training")
     command.add_argument("--num_beams", type=int, default=1)
     command.add_argument("--text_style", choices=("triples", "tables"), help="default: as in training, else triples")
     command.add_argument("--max_text_tokens", type=int, help="budget of the graph's text; default: as in training")
     command.add_argument("--seed", type=int, default=0, help="of the shuffle")
-    command.add_argument("--device", help="default: the GPU if there is one")
+    place = command.add_mutually_exclusive_group()
+    place.add_argument("--device", help="default: the GPU if there is one")
+    place.add_argument("--device_map", help="`auto` divides the language model over all GPUs (not verified on a GPU)")
+    command.add_argument("--load_in_4bit", action="store_true",
+                         help="the language model in four bits, as --q_lora trains it (not verified on a GPU)")
 
 
-def load(model: str, device: str | None = None) -> tuple[Any, Any]:
-    """The model and its processor, on `device`."""
+def trained_with(model: str) -> Row:
+    """The flags of the model's training, from the run.json of its folder or repository; without one, none."""
+    from transformers.utils import cached_file
+
+    absent = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    record = cached_file(model, "run.json", **absent)
+    if record is None:
+        logger.warning("%s has no run.json: what flags do not say is as training has it by default.", model)
+        return {}
+    return json.loads(Path(record).read_text(encoding="utf-8"))["arguments"]
+
+
+def load(arguments: argparse.Namespace, trained: Row) -> tuple[Any, Any]:
+    """The model, on the device or devices that were asked for, and its processor."""
     import torch
 
-    from modeling_graphllm import GraphLLMForConditionalGeneration
+    from modeling_graphllm import GraphLLMConfig, GraphLLMForConditionalGeneration
     from processing_graphllm import GraphLLMProcessor
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = GraphLLMForConditionalGeneration.from_pretrained(model, dtype="auto")
-    return loaded.to(device).eval(), GraphLLMProcessor.from_pretrained(model)
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    how: Row = {"dtype": "auto"}
+    if arguments.device_map or arguments.load_in_4bit:
+        how["device_map"] = arguments.device_map or device
+    if arguments.load_in_4bit:
+        from training.model import four_bits
+
+        if not GraphLLMConfig.from_pretrained(arguments.model).lean:
+            raise ValueError(f"{arguments.model} holds a whole model, not a reference to its base: its graph reader "
+                             "would be quantised too. Leave --load_in_4bit out.")
+        how["quantization_config"] = four_bits(trained.get("bf16", False))
+    loaded = GraphLLMForConditionalGeneration.from_pretrained(arguments.model, **how).eval()
+    if "device_map" not in how:
+        loaded = loaded.to(device)
+    return loaded, GraphLLMProcessor.from_pretrained(arguments.model)
 
 
-def open_dataset(arguments: argparse.Namespace, processor: Any) -> "GraphQADataset":
-    """The split with the text of its graphs as in training: from the model's run.json where flags do not say."""
+def open_dataset(
+    arguments: argparse.Namespace, processor: Any, trained: Row
+) -> "GraphQADataset | ConversationDataset":
+    """The questions, with graphs and text as the model saw them in training where flags do not say otherwise."""
     from data_processor.dataset import GraphQADataset
 
-    record = Path(arguments.model) / "run.json"
-    trained = json.loads(record.read_text(encoding="utf-8"))["arguments"] if record.is_file() else {}
+    if arguments.data.is_file():
+        return _conversations(arguments)
     return GraphQADataset(
         arguments.data,
         arguments.split,
-        text_style=arguments.text_style or trained.get("text_style") or "triples",
+        use_graph=trained.get("use_graph", True),
+        use_text=trained.get("use_text", True),
+        text_style=arguments.text_style or trained.get("text_style", "triples"),
         max_text_tokens=arguments.max_text_tokens or trained.get("max_text_tokens"),
         tokenizer=processor.tokenizer,
     )
+
+
+def _conversations(arguments: argparse.Namespace) -> "ConversationDataset":
+    from data_processor.dataset import ConversationDataset
+    from data_processor.importers.conversations import iter_conversations
+
+    if arguments.append_retrieved:
+        raise ValueError(f"{arguments.data} holds conversations: no node was retrieved. Leave --append_retrieved out.")
+    with Rejected(arguments.output.with_name(f"rejected_{arguments.output.name}")) as rejected:
+        rows = list(iter_conversations(arguments.data, rejected))
+    if rejected.count:
+        logger.warning("%d rows of %s left out, reasons in %s", rejected.count, arguments.data, rejected.path)
+    return ConversationDataset(rows, arguments.data)
+
+
+def longest_prompt(arguments: argparse.Namespace, model: Any, trained: Row) -> int | None:
+    """--max_length, or training's limit and, with room for the answer, that of the language model's positions."""
+    positions = model.config.text_config.to_dict().get("max_position_embeddings")
+    if positions and not model.config.is_encoder_decoder:
+        positions -= arguments.max_new_tokens
+    limits = [limit for limit in (trained.get("model_max_length"), positions) if limit]
+    return arguments.max_length or min(limits, default=None)
 
 
 def run_generate(arguments: argparse.Namespace) -> None:
@@ -128,8 +189,10 @@ def run_generate(arguments: argparse.Namespace) -> None:
     names = ("output", "batch_size", "max_new_tokens", "ablate", "num_beams", "max_length", "seed")
     settings = {name: vars(arguments)[name] for name in names}
     with process_group() as rank:
-        model, processor = load(arguments.model, arguments.device)
-        dataset = open_dataset(arguments, processor)
+        trained = trained_with(arguments.model)
+        model, processor = load(arguments, trained)
+        dataset = open_dataset(arguments, processor, trained)
+        settings["max_length"] = longest_prompt(arguments, model, trained)
         if arguments.append_retrieved:
             settings["retrieved"] = _retrieved_names(dataset, arguments.append_retrieved)
         generate_predictions(model, processor, dataset, **settings)
@@ -195,9 +258,9 @@ def run_report(arguments: argparse.Namespace) -> None:
 
 def run_demo(arguments: argparse.Namespace) -> None:
     """Reloads the demonstration's model, asks it everything with and without its graphs, writes the table."""
-    arguments.split, arguments.text_style, arguments.max_text_tokens = "test", None, None
-    model, processor = load(arguments.model, "cpu")
-    dataset = open_dataset(arguments, processor)
+    trained = trained_with(arguments.model)
+    model, processor = load(arguments, trained)
+    dataset = open_dataset(arguments, processor, trained)
     predictions = demo_predictions(model, processor, dataset, arguments.output.parent, arguments.batch_size)
     metrics = demo_metrics(predictions, _questions(arguments.data, "train"))
     metrics["minutes"] = (time.time() - arguments.started) / 60
@@ -224,53 +287,6 @@ def demo_record(path: Path, metrics: dict[str, float]) -> Row:
         "seeds": [42],  # of data order and dropout: the Trainer's default
         "metrics": {name: value for name, value in metrics.items() if name != "minutes"},
     }
-
-
-def is_graph_only(row: Row) -> bool:
-    """Whether the question's answer stands in the graph alone, never in the prompt's text."""
-    return row["type"].startswith("graph_")
-
-
-def demo_predictions(
-    model: Any, processor: Any, dataset: "GraphQADataset", folder: Path, batch_size: int
-) -> dict[str, list[Row]]:
-    """Answers to the whole split, and to the family that each ablation bears on."""
-    from torch.utils.data import Subset
-
-    from evaluation.generation import generate_predictions
-
-    kinds = [is_graph_only({"type": pair.type}) for pair in dataset.pairs]
-    lookups = Subset(dataset, [i for i, graph_only in enumerate(kinds) if not graph_only])
-    graph_only = Subset(dataset, [i for i, graph_only in enumerate(kinds) if graph_only])
-    asked = {"none": dataset, "question_only": lookups, "zero": graph_only, "shuffle": graph_only}
-    predictions = {}
-    for ablate, questions in asked.items():
-        path = folder / ("predictions.jsonl" if ablate == "none" else f"predictions_{ablate}.jsonl")
-        generate_predictions(model, processor, questions, path, batch_size, max_new_tokens=16, ablate=ablate)
-        predictions[ablate] = read_predictions(path)
-    return predictions
-
-
-def demo_metrics(predictions: dict[str, list[Row]], train: list[Row]) -> dict[str, float]:
-    """The demonstration's table: exact match of every family, and of every question type under its prefix."""
-    whole = predictions["none"]
-    graph_train = [row for row in train if is_graph_only(row)]
-    parts = {
-        "exact_match": [row for row in whole if not is_graph_only(row)],
-        "question_only": predictions["question_only"],
-        "graph_only": [row for row in whole if is_graph_only(row)],
-        "graph_only_zeroed": predictions["zero"],
-        "graph_only_shuffled": predictions["shuffle"],
-    }
-    scores = {name: score(rows) for name, rows in parts.items()}
-    metrics = {name: values["exact_match"] for name, values in scores.items()}
-    metrics["graph_only_chance"] = chance(graph_train)
-    for name, values in scores.items():
-        kinds = [key.removeprefix("exact_match/") for key in values if key.startswith("exact_match/")]
-        metrics |= {f"{name}/{kind}": values[f"exact_match/{kind}"] for kind in kinds}
-    for kind in sorted({row["type"] for row in graph_train}):
-        metrics[f"graph_only_chance/{kind}"] = chance([row for row in graph_train if row["type"] == kind])
-    return metrics
 
 
 if __name__ == "__main__":

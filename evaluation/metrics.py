@@ -46,8 +46,7 @@ def ranked_answers(row: Row) -> list[str]:
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
     """1 if the normalised prediction equals a normalised answer (SQuAD exact match), or lists all answers and no more.
 
-    The list is what training teaches for a question with several answers, in any order (`split_answers`); SQuAD's
-    alternatives and a set of answers look alike in the data, so either reading of them counts.
+    Training teaches the list. Alternatives and sets look alike in the data, so either reading of them counts.
     """
     if normalise_answer(prediction) in {normalise_answer(answer) for answer in answers}:
         return 1.0
@@ -59,10 +58,7 @@ def _listed(texts: Iterable[str]) -> set[str]:
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
-    """Best F1 over the answers, and all of them together, between bags of normalised words (SQuAD F1).
-
-    Two empty texts agree. All answers together are what training teaches for a question with several.
-    """
+    """Best F1 over the answers (SQuAD F1), and all of them together, of normalised words; two empty texts agree."""
     golds = [*answers, " ".join(answers)]
     return max(_bag_f1(normalise_answer(prediction).split(), normalise_answer(gold).split()) for gold in golds)
 
@@ -262,17 +258,6 @@ def _averages(columns: dict[str, np.ndarray], chosen: np.ndarray, suffix: str) -
         if len(defined):
             means[name + suffix] = float(defined.mean())
     return means
-
-
-def check_same_ids(predictions: Sequence[Row], references: Sequence[Row]) -> None:
-    """Raises ValueError, naming the counts and one id, if the two do not hold the same questions."""
-    given, wanted = {row["id"] for row in predictions}, {row["id"] for row in references}
-    if given == wanted:
-        return
-    missing, unknown = sorted(wanted - given), sorted(given - wanted)
-    example = f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is not among the references"
-    raise ValueError(f"The predictions are not of the same questions as the references: {len(missing)} missing, "
-                     f"{len(unknown)} unknown; {example}. Generate them again from the same split.")
 
 
 # ----------------------------------------------------------------------------------------------------------- intervals

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_processor.schema import atomic_write, read_jsonl
-from evaluation.metrics import check_same_ids, paired_bootstrap, per_question, score
+from evaluation.metrics import paired_bootstrap, per_question, score
 
 Row = dict[str, Any]
 Table = list[list[str]]
@@ -74,6 +74,17 @@ def read_run(path: str | Path) -> Run:
         predictions[file.stem.removeprefix(prefix)] = read_predictions(file)
     arguments = json.loads(record.read_text(encoding="utf-8"))["arguments"] if record.is_file() else {}
     return Run(str(path), predictions, arguments)
+
+
+def check_same_ids(predictions: list[Row], references: list[Row]) -> None:
+    """Raises ValueError, naming the counts and one id, if the two do not hold the same questions."""
+    given, wanted = {row["id"] for row in predictions}, {row["id"] for row in references}
+    if given == wanted:
+        return
+    missing, unknown = sorted(wanted - given), sorted(given - wanted)
+    example = f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is not among the references"
+    raise ValueError(f"The predictions are not of the same questions as the references: {len(missing)} missing, "
+                     f"{len(unknown)} unknown; {example}. Generate them again from the same split.")
 
 
 def compare(first: list[Row], second: list[Row]) -> dict[str, float]:

@@ -7,7 +7,6 @@ from evaluation.metrics import (
     any_hit,
     bootstrap_interval,
     chance,
-    check_same_ids,
     closed_labels,
     exact_match,
     first_mention,
@@ -25,6 +24,7 @@ from evaluation.metrics import (
     token_f1,
     webqsp_scores,
 )
+from evaluation.report import check_same_ids
 
 
 def row(number: int, prediction: str, answers: list[str], kind: str = "lookup", **more) -> dict:

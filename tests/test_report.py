@@ -180,6 +180,88 @@ def test_generate_command_ranks_the_retrieved_nodes_after_its_own_answer(world, 
     assert all(one["ranked_answers"][-1] == one["retrieved"][0] for one in rows)
 
 
+@pytest.fixture
+def asked(monkeypatch) -> list:
+    """Runs of `generate` end before the model is asked; what it would be asked with is appended here."""
+    import evaluation.generation as generation
+
+    calls = []
+    monkeypatch.setattr(generation, "generate_predictions", lambda *args, **settings: calls.append((*args, settings)))
+    return calls
+
+
+def trained_as(world, folder, **flags):
+    """A copy of the world's model whose run.json says `flags`."""
+    import shutil
+
+    shutil.copytree(world / "model", folder)
+    (folder / "run.json").write_text(json.dumps({"arguments": flags}))
+    return folder
+
+
+def shown_first(call) -> tuple[list[str], str]:
+    """The kinds of items and the text of the first question's prompt."""
+    content = call[2][0]["messages"][0]["content"]
+    return [item["type"] for item in content], "".join(item.get("text", "") for item in content)
+
+
+def test_a_model_is_asked_as_it_was_trained(world, tmp_path, asked, caplog):
+    without_text = trained_as(world, tmp_path / "no_text", use_text=False, model_max_length=77)
+    without_graph = trained_as(world, tmp_path / "no_graph", use_graph=False, text_style="tables")
+    for model in (without_text, without_graph, world / "model"):
+        main(["generate", "--model", str(model), "--data", str(world / "data"), "--output", str(tmp_path / "p.jsonl"),
+              "--max_new_tokens", "12", "--device", "cpu"])
+    first, second, third = asked
+    assert shown_first(first) == (["graph", "text"], "what did a write?")
+    assert first[-1]["max_length"] == 77  # as it was trained, not all that the model has positions for
+    kinds, text = shown_first(second)
+    assert kinds == ["text", "text"] and "node_id,node_attr" in text
+    assert second[-1]["max_length"] == 512 - 12  # room for the answer
+    assert shown_first(third) == (["graph", "text", "text"], "a | wrote | e\nwhat did a write?")
+    assert "no run.json" in caplog.text and caplog.text.count("run.json") == 1
+
+
+def test_flags_win_over_the_training_run(world, tmp_path, asked):
+    model = trained_as(world, tmp_path / "model", text_style="triples", model_max_length=77)
+    main(["generate", "--model", str(model), "--data", str(world / "data"), "--output", str(tmp_path / "p.jsonl"),
+          "--text_style", "tables", "--max_length", "99", "--device", "cpu"])
+    assert "node_id,node_attr" in shown_first(asked[0])[1] and asked[0][-1]["max_length"] == 99
+
+
+def test_generate_command_answers_conversations_and_counts_those_it_cannot(world, tmp_path, capsys):
+    turns = [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "kamiro"}]
+    rows = [{"id": "c1", "messages": turns}, {"id": "c2", "messages": turns[:1]}]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    command = ["generate", "--model", str(world / "model"), "--data", str(tmp_path / "chats.jsonl"),
+               "--output", str(tmp_path / "p.jsonl"), "--max_new_tokens", "2", "--device_map", "cpu"]
+    main(command)
+    (row,) = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert (row["id"], row["question"], row["answers"]) == ("c1", "who?", ["kamiro"])
+    (left_out,) = [json.loads(line) for line in (tmp_path / "rejected_p.jsonl").read_text().splitlines()]
+    assert left_out["line"] == 2 and "assistant last" in left_out["reason"]
+    with pytest.raises(SystemExit):
+        main([*command, "--append_retrieved", "2"])
+    assert "Leave --append_retrieved out" in capsys.readouterr().err
+
+
+def test_the_language_model_alone_is_loaded_in_four_bits(world, build_model, tmp_path, asked, capsys):
+    from serving.publish import save_output
+
+    pytest.importorskip("bitsandbytes")
+    model, processor = build_model(feature_dim=8, edge_feature_dim=8)
+    model.config.lean = True
+    save_output(model, processor, tmp_path / "lean")
+    command = ["generate", "--data", str(world / "data"), "--output", str(tmp_path / "p.jsonl"), "--load_in_4bit",
+               "--device", "cpu", "--model"]
+    main([*command, str(tmp_path / "lean")])
+    model = asked[0][0]
+    kinds = {name.split(".")[0] for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
+    assert kinds == {"language_model"}
+    with pytest.raises(SystemExit):
+        main([*command, str(world / "model")])
+    assert "holds a whole model" in capsys.readouterr().err
+
+
 @pytest.mark.distributed
 def test_two_processes_write_what_one_writes(world, tmp_path):
     import subprocess
