@@ -49,12 +49,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     processor, graph = readers(arguments, tokenizer, text_config, next(iter(raw.values())))
     splits = encode(arguments, raw, processor, text_config)
     model = stage.build_model(arguments, graph, processor, feature_encoder_of(raw))
-    if arguments.run.include_base:
-        base_folder(composite(model))  # what could not be copied at the end is said before the start
     if arguments.run.dry_run:
         report, figures = dry_run(arguments, model, processor, splits["train"])
         print(report)
         return figures
+    if arguments.run.include_base:
+        base_folder(composite(model))  # what could not be copied at the end is said before the start
 
     trainer = build_trainer(arguments, model, processor, splits)
     metrics: dict[str, Any] = {}

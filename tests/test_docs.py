@@ -98,7 +98,7 @@ def test_the_environment_gives_the_defaults_and_the_launch():
         assert part in line
 
 
-@pytest.mark.parametrize("flag", [["--wandb_key", "s3cret"], ["--key=s3cret"]])
+@pytest.mark.parametrize("flag", [["--wandb_key", "s3cret"], ["--key=s3cret"], ["--hub_token", "s3cret"]])
 def test_no_child_of_the_shell_carries_the_key(flag):
     assert "s3cret" not in shell("shells/finetune_lora_ds.sh", "-m", "M", "-d", "D", *flag, GPUS_PER_NODE="2")
     assert "s3cret" not in shell("shells/finetune_lora_ds.sh", "-m", "M", "-d", "D", WANDB_KEY="s3cret")

@@ -262,6 +262,22 @@ def test_dry_run_reports_without_training(language_model_folder, data, tmp_path,
     assert not output.exists()
 
 
+@pytest.mark.parametrize("adaptation", ADAPTATIONS)
+def test_a_dry_run_counts_the_same_without_the_weights_of_the_base(language_model_folder, data, tmp_path, adaptation):
+    import shutil
+
+    from training import model
+
+    more = ["--dry_run", "True", "--bf16", "True", "--dtype", "bfloat16", *ADAPTATIONS[adaptation]]
+    bare = shutil.copytree(language_model_folder, tmp_path / "bare")
+    (bare / "model.safetensors").unlink()
+    counted = finetune.main(flags(bare, data, tmp_path / "out", *more))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "without_weights", lambda name, revision, kwargs: name)  # reads them
+        assert counted == finetune.main(flags(language_model_folder, data, tmp_path / "out", *more))
+    assert counted["language_model/total"] > 0
+
+
 # ------------------------------------------------------------------------------------------------- conversations
 @pytest.fixture
 def conversations(tmp_path) -> Path:

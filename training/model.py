@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from modeling_graphllm import GraphConfig, GraphLLMConfig, GraphLLMForConditionalGeneration
 from processing_graphllm import GraphLLMProcessor
 from training.arguments import Arguments, LoraArguments
+from training.checks import zero_stage
 from training.data import base_of, explained
 from training.optimizer import is_graph_parameter
 
@@ -60,9 +61,12 @@ def _from_base(
     arguments: Arguments, graph: GraphConfig, processor: GraphLLMProcessor, feature_encoder: str | None
 ) -> PreTrainedModel:
     name, revision = base_of(arguments)
+    # weights are read where a shape does not tell all: an earlier adapter, 4 bits, the partition of ZeRO-3
+    read = not arguments.run.dry_run or arguments.run.init_from or arguments.lora.q_lora
+    read = read or zero_stage(arguments.training) == 3
     with explained(name):
         model = GraphLLMForConditionalGeneration.from_components(
-            name,
+            name if read else without_weights(name, revision, language_model_kwargs(arguments)),
             graph,
             graph_token_id=processor.graph_token_id,
             graph_token=processor.graph_token,
@@ -79,6 +83,19 @@ def stop_at(model: PreTrainedModel, ends: list[int]) -> None:
     known = model.generation_config.eos_token_id
     known = known if isinstance(known, list) else [known]
     model.generation_config.eos_token_id = sorted({*ends, *(one for one in known if one is not None)})
+
+
+def without_weights(name: str, revision: str | None, kwargs: dict[str, Any]) -> PreTrainedModel:
+    """The language model's shape alone, from its configuration: what a dry run needs to know of it."""
+    where = {"revision": revision, "cache_dir": kwargs.pop("cache_dir", None)}
+    config = AutoConfig.from_pretrained(name, **where)
+    if kwargs["dtype"] == "auto":
+        kwargs["dtype"] = config.dtype or torch.float32
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(config, **kwargs)
+    model.name_or_path = name
+    return model
 
 
 def _continue_adapter(arguments: Arguments, model: PreTrainedModel, start: str) -> PreTrainedModel | PeftModel:
