@@ -44,8 +44,7 @@ class Recipe:
     start: str = "data_processor/demo_base"
     learning_rate: float = 1.0e-3
     warmup_steps: int = 60
-    steps: int = 830
-    decay_steps: int = 1200  # where the cosine of the learning rate would end
+    steps: int = 1200
     batch_tokens: int = 2048
     round_texts: int = 256
     weight_decay: float = 0.1
@@ -239,7 +238,7 @@ def batched(texts: list[Text], sizes: list[int], recipe: Recipe, rng: random.Ran
 
 def learning_rate(recipe: Recipe, step: int) -> float:
     """Linear warm-up, then a cosine to a twentieth."""
-    done = min(1.0, max(0.0, (step - recipe.warmup_steps) / max(1, recipe.decay_steps - recipe.warmup_steps)))
+    done = min(1.0, max(0.0, (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)))
     warm = min(1.0, (step + 1) / recipe.warmup_steps)
     return recipe.learning_rate * warm * (0.525 + 0.475 * math.cos(math.pi * done))
 
