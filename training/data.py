@@ -99,8 +99,8 @@ def open_splits(arguments: Arguments, tokenizer: PreTrainedTokenizerBase) -> dic
         return {key: GraphQADataset(data.data_path, split, *settings) for key, split in wanted.items() if split}
     if training.do_predict:
         raise ValueError(
-            f"--do_predict needs the test split of a dataset folder; {data.data_path} holds conversations. Leave it "
-            "out, or answer them with `python -m evaluation generate`."
+            f"--do_predict answers the test split of a dataset folder; {data.data_path} holds conversations. Leave it "
+            "out, and ask the finished model with `python -m evaluation generate --data FILE`."
         )
     if arguments.model.freeze_lm:
         raise ValueError(
