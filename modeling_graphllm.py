@@ -36,9 +36,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import SubConfigSpec
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import ModelOutput
-from transformers.utils import cached_file, logging
-
-logger = logging.get_logger(__name__)
+from transformers.utils import cached_file
 
 IGNORE_INDEX = -100
 GRAPH_INPUTS = ("graph_node_features", "graph_edge_index", "graph_edge_features", "graph_batch", "graph_embeds")
@@ -523,8 +521,7 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
         if missing:
             raise ValueError(
                 f"{path} lacks {len(missing)} weights, first {sorted(missing)[0]}. The folder is damaged or was "
-                f"written for "
-                "another configuration: save or download it again."
+                "written for another configuration: save or download it again."
             )
 
     def save_pretrained(
@@ -791,8 +788,7 @@ def _check_counts(placeholders: int, tokens: int) -> None:
     if placeholders != tokens:
         raise ValueError(
             f"Graph placeholders and graph tokens do not match: {placeholders} placeholders in input_ids, {tokens} "
-            f"tokens from "
-            "the graphs. Build the batch with the processor that was saved with this model."
+            "tokens from the graphs. Build the batch with the processor that was saved with this model."
         )
 
 

@@ -89,8 +89,7 @@ class GraphLLMProcessor(ProcessorMixin):
             raise ValueError(
                 f"The placeholder {graph_token!r} is already token {tokenizer.convert_tokens_to_ids(graph_token)} of "
                 f"{tokenizer.name_or_path or 'the tokenizer'}: its text would be taken for a graph. Pass another "
-                f"name with "
-                "--graph_token."
+                "name with --graph_token."
             )
         return cls(tokenizer, **kwargs)
 

@@ -111,7 +111,7 @@ class EncodedDataset(Dataset):
 
     def _encode_all(self) -> tuple[Arrays, list[LeftOut], int]:
         """The arrays, the examples that cannot be used, and how many prompts were shortened."""
-        kept, ids, labels, left_out, truncated = [], [], [], [], 0
+        kept, ids, labels, empty, left_out, truncated = [], [], [], [], [], 0
         for i in tqdm(range(len(self.dataset)), desc="tokenising", unit="example", mininterval=1.0):
             example = self.dataset[i]
             try:
@@ -122,9 +122,11 @@ class EncodedDataset(Dataset):
             kept.append(i)
             ids.append(encoded["input_ids"])
             labels.append(encoded["labels"])
+            empty.append(sum(len(graph["node_features"]) == 0 for graph in encoded["graphs"]))
             truncated += encoded["truncated"] > 0
         arrays = {
             "index": np.array(kept, dtype=np.int64),
+            "empty_graphs": np.array(empty, dtype=np.int64),
             **flattened("input_ids", ids),
             **flattened("labels", labels),  # of an encoder-decoder they have a length of their own
         }
@@ -141,6 +143,8 @@ class EncodedDataset(Dataset):
             logger.warning("%d of %d examples left out, reasons in %s", len(left_out), len(self.dataset), path)
         if truncated:
             logger.warning("%d of %d prompts shortened to %s tokens", truncated, len(self.index), self.max_length)
+        if empty := int(self.arrays["empty_graphs"].sum()):
+            logger.warning("%d graphs have no node: the model reads its learned null vector instead", empty)
 
 
 def write_cache(path: Path, arrays: Arrays, left_out: list[LeftOut], truncated: int) -> None:

@@ -111,6 +111,13 @@ def test_answers_of_an_encoder_decoder_are_kept_whole(folder, tiny_tokenizer):
         assert tiny_tokenizer.decode(eager[i]["labels"]).startswith(answer)
 
 
+def test_empty_retrievals_are_counted_also_from_the_cache(folder, processor, tmp_path, caplog):
+    for _ in range(2):
+        caplog.clear()
+        EncodedDataset(GraphQADataset(folder, "train"), processor, 200, cache_dir=tmp_path / "cache")
+        assert "1 graphs have no node" in caplog.text
+
+
 def test_the_fingerprint_changes_with_all_that_changes_the_result(folder, processor, tiny_tokenizer):
     def fingerprint(max_length=200, processor=processor, **settings):
         return EncodedDataset(
