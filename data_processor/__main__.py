@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_processor.edge_sentences import EDGE_TEXTS
 from data_processor.graph_store import KnowledgeGraph, embed_graph
 from data_processor.importers import IMPORTERS
 from data_processor.inspection import inspect_question
@@ -26,7 +27,7 @@ IMPORT_FLAGS = {"hops": "metaqa", "user": "neo4j", "database": "neo4j", "node_qu
 PARAMETERS = {
     "max_nodes": int, "steps": int, "restart": float, "tolerance": float, "max_steps": int, "max_edges": int,
     "top_k_nodes": int, "top_k_edges": int, "edge_cost": float, "max_prize": float, "append": int, "clusters": int,
-    "ball_nodes": int, "ball_steps": int,
+    "ball_nodes": int, "ball_steps": int, "edge_prizes": str,
 }  # fmt: skip
 
 
@@ -63,6 +64,8 @@ def add_graph_commands(commands: argparse._SubParsersAction) -> None:
                          "sentence-transformers name or folder (default: %(default)s)")  # fmt: skip
     command.add_argument("--batch_size", type=int, default=256)
     command.add_argument("--dtype", choices=("float16", "float32"), default="float16")
+    command.add_argument("--edge_text", choices=EDGE_TEXTS, help="also a sentence an edge, by the names or the types "
+                         "of its ends: for --edge_prizes sentences")  # fmt: skip
     command.set_defaults(run=run_embed)
 
 
@@ -118,9 +121,11 @@ def run_import(arguments: argparse.Namespace) -> str:
 def run_embed(arguments: argparse.Namespace) -> str:
     """Embeds a graph's texts; returns what was done."""
     KnowledgeGraph.open(arguments.graph)  # a missing graph is said before a model is loaded
-    graph = embed_graph(arguments.graph, load_encoder(arguments.encoder), arguments.batch_size, arguments.dtype)
+    encoder = load_encoder(arguments.encoder)
+    graph = embed_graph(arguments.graph, encoder, arguments.batch_size, arguments.dtype, arguments.edge_text)
     shape = "x".join(map(str, graph.node_features.shape))
-    return f"node features {shape} {arguments.dtype} by {graph.text_encoder} in {graph.path}"
+    edges = "" if graph.edge_features is None else f", {len(graph.edge_features)} sentences of edges"
+    return f"node features {shape} {arguments.dtype}{edges} by {graph.text_encoder} in {graph.path}"
 
 
 def run_link(arguments: argparse.Namespace) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data_processor.edge_sentences import distinct_sentences, sentences
 from data_processor.embedding_cache import EmbeddingCache, Encoder
 from data_processor.files import blocks, remove, write_arrow, write_manifest, write_npy
 from data_processor.graph_text import parse_triples
@@ -32,6 +33,7 @@ DOCUMENT_SCHEMA = pa.schema([(name, pa.large_string()) for name in ("id", "title
 GRAPH_FILES = ("nodes.arrow", "relations.arrow", "edges.npy", "out_offsets.npy", "in_offsets.npy", "in_edges.npy")
 DOCUMENT_FILES = ("documents.arrow", "document_nodes.npy")
 FEATURE_FILES = ("node_features.npy", "relation_features.npy")
+EDGE_FEATURE_FILES = ("edge_features.npy", "edge_sentences.npy")
 
 
 def write_graph(
@@ -56,7 +58,7 @@ def write_graph(
     """
     folder = Path(path)
     edges = checked_edges(edges)
-    remove(folder, (*GRAPH_FILES, *DOCUMENT_FILES, *FEATURE_FILES))
+    remove(folder, (*GRAPH_FILES, *DOCUMENT_FILES, *FEATURE_FILES, *EDGE_FEATURE_FILES))
     node_rows = record_batches(nodes, NODE_SCHEMA, "node")
     relation_rows = record_batches(relations, RELATION_SCHEMA, "relation")
     counts = {
@@ -140,8 +142,14 @@ def write_documents(folder: Path, documents: Iterable[Document], links: np.ndarr
     return count
 
 
-def embed_graph(path: str | Path, encoder: Encoder, batch_size: int = 256, dtype: str = "float16") -> KnowledgeGraph:
-    """Embeds the texts of all nodes and relations and opens the graph again.
+def embed_graph(
+    path: str | Path,
+    encoder: Encoder,
+    batch_size: int = 256,
+    dtype: str = "float16",
+    edge_text: str | None = None,
+) -> KnowledgeGraph:
+    """Embeds the texts of all nodes and relations, of edges where asked, and opens the graph again.
 
     Each distinct string is embedded once and kept in `embedding_cache/` beside the graph's folder, keyed by encoder
     and text: a killed run goes on where it stopped, and a graph that has grown embeds only what is new. The cache may
@@ -152,9 +160,11 @@ def embed_graph(path: str | Path, encoder: Encoder, batch_size: int = 256, dtype
         encoder: its name goes into the manifest.
         batch_size: texts a call of the encoder.
         dtype: "float16" or "float32".
+        edge_text: "names" or "types": also embed a sentence an edge (see `edge_sentences`), for the edge prizes of
+            `pcst`. "names" costs a vector an edge, "types" one for each distinct pair of types and relation.
 
     Raises:
-        ValueError: another dtype, or a cache whose vectors have another width than the encoder's.
+        ValueError: another dtype or edge text, or a cache whose vectors have another width than the encoder's.
     """
     if dtype not in ("float16", "float32"):
         raise ValueError(f"dtype must be 'float16' or 'float32', got {dtype!r}")
@@ -165,14 +175,29 @@ def embed_graph(path: str | Path, encoder: Encoder, batch_size: int = 256, dtype
     cache.write_vectors(graph.iter_texts(), graph.num_nodes, graph.path / "node_features.npy", batch_size)
     relation_texts = graph.relation_text(np.arange(graph.num_relations))
     cache.write_vectors(relation_texts, graph.num_relations, graph.path / "relation_features.npy", batch_size)
-    write_manifest(graph.path, entries, [*files, *FEATURE_FILES])
+    files += FEATURE_FILES
+    if edge_text is not None:
+        entries["edge_sentences"] = write_edge_features(graph, cache, edge_text, batch_size)
+        files += EDGE_FEATURE_FILES
+    write_manifest(graph.path, entries, files)
     return KnowledgeGraph.open(path)
+
+
+def write_edge_features(graph: KnowledgeGraph, cache: EmbeddingCache, style: str, batch_size: int) -> int:
+    """Writes the vectors of the edges' distinct sentences and each edge's place among them; returns their number."""
+    rows, places = distinct_sentences(graph, style)
+    write_npy(graph.path / "edge_sentences.npy", places)
+    cache.write_vectors(sentences(graph, rows, style), len(rows), graph.path / "edge_features.npy", batch_size)
+    return len(rows)
 
 
 def without_features(graph: KnowledgeGraph) -> KnowledgeGraph:
     """The same graph, whole without its features, so that it stays whole while they are written anew."""
     if graph.text_encoder is None:
         return graph
-    files = [name for name in graph.manifest["bytes"] if name not in FEATURE_FILES]
-    write_manifest(graph.path, {**graph.manifest, "text_encoder": None, "feature_width": None}, files)
+    files = [name for name in graph.manifest["bytes"] if name not in (*FEATURE_FILES, *EDGE_FEATURE_FILES)]
+    entries = {**graph.manifest, "text_encoder": None, "feature_width": None, "edge_sentences": None}
+    write_manifest(graph.path, entries, files)
+    for name in EDGE_FEATURE_FILES:
+        (graph.path / name).unlink(missing_ok=True)
     return KnowledgeGraph.open(graph.path)

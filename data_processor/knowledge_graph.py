@@ -31,6 +31,8 @@ class KnowledgeGraph:
         edges: (E, 3) int64, sorted by source. out_offsets, in_offsets: (N + 1,) int64. in_edges: (E,) int64, rows of
             `edges` sorted by target. All four are memory maps.
         node_features, relation_features: (N, F) and (R, F) memory maps, float16 or float32; None before `embed_graph`.
+        edge_features, edge_sentences: (S, F) vectors of the edges' distinct sentences, (E,) the sentence of each edge;
+            None unless `embed_graph` was asked for them.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -46,6 +48,10 @@ class KnowledgeGraph:
         self.in_edges = self._array("in_edges.npy", (self.num_edges,))
         self.node_features = self._features("node_features.npy", self.num_nodes)
         self.relation_features = self._features("relation_features.npy", self.num_relations)
+        self.edge_features = self.edge_sentences = None
+        if manifest.get("edge_sentences"):
+            self.edge_features = self._features("edge_features.npy", manifest["edge_sentences"])
+            self.edge_sentences = self._array("edge_sentences.npy", (self.num_edges,))
         self._nodes = ArrowColumns(path / "nodes.arrow")
         self._relations = ArrowColumns(path / "relations.arrow")
 
@@ -140,6 +146,11 @@ class KnowledgeGraph:
         """All node names in the order of their ids, read in batches."""
         for batch in self._nodes.batches():
             yield from batch.column("name").to_pylist()
+
+    def iter_types(self) -> Iterator[str | None]:
+        """All node types in the order of their ids, None where there is none."""
+        for batch in self._nodes.batches():
+            yield from batch.column("type").to_pylist()
 
     def iter_texts(self) -> Iterator[str]:
         """All node texts in the order of their ids, read in batches."""

@@ -342,6 +342,40 @@ def test_a_killed_embedding_goes_on(tmp_path, monkeypatch):
     assert graph.node_features[:, 1].tolist() == list(range(9))
 
 
+@pytest.mark.parametrize(
+    ("style", "texts"),
+    [
+        ("names", ["Ann likes Bob", "Bob likes Cy", "Cy is acquainted with Ann", "Di is acquainted with Di"]),
+        ("types", ["person likes person", "person likes", "is acquainted with person", "is acquainted with"]),
+    ],
+)
+def test_every_edge_has_the_vector_of_its_sentence(graph, style, texts):
+    encoder = CountingEncoder()
+    graph = embed_graph(graph.path, encoder, dtype="float32", edge_text=style)
+    found = graph.edge_features[graph.edge_sentences]
+    assert found.tolist() == CountingEncoder().encode(texts).tolist() and set(texts) <= set(encoder.asked)
+    KnowledgeGraph.open(graph.path, verify=True)
+    plain = embed_graph(graph.path, CountingEncoder())
+    assert plain.edge_features is plain.edge_sentences is None and not (graph.path / "edge_features.npy").exists()
+
+
+def test_edges_of_the_same_types_share_a_sentence(tmp_path):
+    nodes = [{"name": f"n{number}", "type": "ab"[number % 2]} for number in range(40)]
+    edges = np.stack([np.arange(39), np.zeros(39, int), np.arange(1, 40)], axis=1)
+    write_graph(tmp_path / "g", nodes, [{"name": "r"}], edges)
+    graph = embed_graph(tmp_path / "g", CountingEncoder(), edge_text="types")
+    assert graph.edge_features.shape == (2, 3)
+    assert graph.edge_sentences.tolist() == [number % 2 for number in range(39)]
+
+
+def test_edge_text_that_cannot_be_made_is_refused(tmp_path):
+    write_graph(tmp_path / "g", [{"name": "a"}], [{"name": "r"}], [[0, 0, 0]])
+    with pytest.raises(ValueError, match="has a type; choose the text 'names'"):
+        embed_graph(tmp_path / "g", CountingEncoder(), edge_text="types")
+    with pytest.raises(ValueError, match="one of names, types, got 'prose'"):
+        embed_graph(tmp_path / "g", CountingEncoder(), edge_text="prose")
+
+
 def test_cache_of_another_width_is_refused(graph):
     embed_graph(graph.path, CountingEncoder())
     with pytest.raises(ValueError, match="width 2"):

@@ -13,7 +13,7 @@ from data_processor.graph_store import KnowledgeGraph, SubgraphStore, embed_grap
 from data_processor.linking import Linker
 from data_processor.retrieval import METHODS
 from data_processor.retrieval.pagerank import pagerank, random_walk
-from data_processor.retrieval.pcst import pcst, rank_edges, solver, steiner_tree
+from data_processor.retrieval.pcst import pcst, rank_each_edge, rank_edges, solver, steiner_tree
 from data_processor.schema import QAPair, read_qa, to_json, write_jsonl
 from data_processor.text_encoder import load_encoder
 from data_processor.vector_index import build_index, open_index
@@ -332,6 +332,70 @@ def test_steiner_tree_equals_the_loop_over_edges(seed):
     assert (set(found[0].tolist()), set(found[1].tolist())) == expected
 
 
+def neo4j_tree(edge_index, node_prizes, similarity, top_k, cost):
+    """Prizes of single edges as in Neo4j's example, edge by edge in plain Python; similarities all differ."""
+    from pcst_fast import pcst_fast
+
+    prizes = np.zeros(len(similarity))
+    for rank, number in enumerate(np.argsort(-similarity)[:top_k]):
+        prizes[number] = top_k - rank
+    edges, halves, owner, extra = [], [], [], []
+    for number, (source, target) in enumerate(edge_index.T.tolist()):
+        if prizes[number] > cost:
+            middle = len(node_prizes) + len(extra)
+            halves += [(source, middle), (middle, target)]
+            extra.append(number)
+        else:
+            edges.append((source, target))
+            owner.append(number)
+    costs = np.array([cost] * len(edges) + [0.0] * len(halves))
+    all_prizes = np.concatenate([node_prizes, prizes[extra] - cost])
+    vertices, chosen = pcst_fast(np.array(edges + halves), all_prizes, costs, -1, 1, "gw", 0)
+    tree = {owner[edge] for edge in chosen if edge < len(edges)}
+    tree |= {extra[vertex - len(node_prizes)] for vertex in vertices if vertex >= len(node_prizes)}
+    nodes = {int(vertex) for vertex in vertices if vertex < len(node_prizes)}
+    return nodes | {int(end) for number in tree for end in edge_index[:, number]}, tree
+
+
+def named(graph):
+    source, relation, target = graph.edges.T
+    return graph.node_name(source), graph.relation_name(relation), graph.node_name(target)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pcst_by_sentences_equals_neo4js_prizes_edge_by_edge(tmp_path, seed):
+    need_pcst()
+    graph, rng = random_graph(tmp_path / "g", 30, 80, seed), np.random.default_rng(seed)
+    triples = zip(*named(graph), strict=True)
+    vectors = {" ".join(triple): rng.normal(size=3) for triple in triples}
+    graph = embed_graph(graph.path, Given(vectors), dtype="float32", edge_text="names")
+    question, seeds = rng.normal(size=3), rng.choice(30, 10, replace=False)
+    own = graph.edge_features[graph.edge_sentences]
+    similarity = own @ question / np.linalg.norm(own, axis=1) - 1e-9 * np.arange(80)
+    prizes = np.zeros(30, np.float32)
+    prizes[seeds] = np.linspace(4, 0, 10)
+    options = {"top_k_nodes": 10, "top_k_edges": 4, "max_prize": 4.0, "edge_prizes": "sentences"}
+    found = pcst(graph, question, seeds, np.linspace(1, 0, 10), **options)
+    expected = neo4j_tree(np.asarray(graph.edges)[:, ::2].T, prizes, similarity, 4, 0.5)
+    assert (set(found.nodes.tolist()), set(found.edges.tolist())) == expected
+    wide = pcst(graph, question, seeds, np.linspace(1, 0, 10), append=5, **options)
+    assert set(wide.nodes.tolist()) == expected[0] | set(seeds[:5].tolist())
+
+
+def test_a_sentence_tells_edges_of_one_relation_apart(graph):
+    need_pcst()
+    vectors = {"Ann r Bob": [1, 0, 0], "The Hunt r Bob": [0, 1, 0]}
+    graph = embed_graph(graph.path, Given(vectors), dtype="float32", edge_text="names")
+    options = {"top_k_nodes": 0, "top_k_edges": 1, "edge_prizes": "sentences"}
+    found = [pcst(graph, np.array(vector), np.array([0]), ONE, **options) for vector in vectors.values()]
+    assert [graph.edges[one.edges].tolist() for one in found] == [[[0, 0, 1]], [[2, 0, 1]]]
+
+
+def test_edges_alike_get_their_prize_beside_the_best_nodes():
+    assert rank_each_edge(np.array([0.5, 0.5, 0.1, 0.5]), np.array([0, 3, 9, 1]), 2).tolist() == [0, 2, 0, 1]
+    assert rank_each_edge(np.zeros(2), np.zeros(2), 5).tolist() == [2, 1]
+
+
 def connected(subgraph, graph):
     """Whether every node is reached from the first over the subgraph's edges."""
     reached, before = {int(subgraph.nodes[0])}, 0
@@ -368,3 +432,7 @@ def test_pcst_takes_the_path_that_one_can_see(graph):
 def test_pcst_without_embedding_is_explained(graph):
     with pytest.raises(ValueError, match="pcst needs embeddings"):
         pcst(graph, None, np.array([0]), ONE)
+    with pytest.raises(ValueError, match="embed --graph .* --edge_text names"):
+        pcst(graph, np.ones(3), np.array([0]), ONE, edge_prizes="sentences")
+    with pytest.raises(ValueError, match="relations, sentences, got 'all'"):
+        pcst(graph, np.ones(3), np.array([0]), ONE, edge_prizes="all")

@@ -14,6 +14,7 @@ from data_processor.schema import Subgraph
 
 DECAY = 0.01  # by how much the prize of edges of one rank stays below that of the rank above
 INSTALL = "pip install --force-reinstall --no-deps --no-binary pcst_fast pcst_fast"
+EDGE_PRIZES = ("relations", "sentences")
 WHOLE_EDGES = 50_000  # a graph of at most so many edges is searched whole, a larger one near the seeds
 
 
@@ -27,6 +28,7 @@ def pcst(
     edge_cost: float = 0.5,
     max_prize: float | None = None,
     append: int = 0,
+    edge_prizes: str = "relations",
     clusters: int = 1,
     ball_nodes: int = 5000,
     ball_steps: int = 2,
@@ -35,13 +37,18 @@ def pcst(
 
     Args:
         graph: embedded; large graphs are cut to the nodes a short walk from the seeds meets most.
-        question: (F,) its embedding: edges get prizes by the similarity of their relation's text to it.
+        question: (F,) its embedding: edges get prizes by the similarity of their text to it.
         seeds: (s,) node ids. seed_scores: (s,) the best `top_k_nodes` of them get prizes.
         top_k_nodes: number of nodes with a prize: top_k_nodes, ..., 2, 1 from the best down.
         top_k_edges: number of distinct edge similarities with a prize.
-        edge_cost: of an edge; lowered where no edge's prize would reach it.
+        edge_cost: of an edge; with prizes by relations lowered where no edge's prize would reach it.
         max_prize: node prizes fall evenly from it to 0 instead, as in Neo4j's example (4, with 100 nodes).
         append: so many of the best seeds are part of the result wherever they lie (Neo4j's example: 25).
+        edge_prizes: "relations": by the text of the relation, edges of one similarity share their rank's prize.
+            "sentences": as in Neo4j's example (4 edges there), the best `top_k_edges` edges get prizes top_k_edges,
+            ..., 1 by a sentence in words of both ends; of equal ones those whose ends have the higher prizes. The
+            sentences are embedded beforehand (`embed --edge_text`), not while a question waits: a neighbourhood has
+            thousands, an encoder takes milliseconds each, and a graph's edges are the same for every question.
         clusters: connected parts of the result.
         ball_nodes, ball_steps: size of the neighbourhood searched in a large graph.
     """
@@ -52,18 +59,24 @@ def pcst(
     best = seeds[:top_k_nodes]
     node_prizes = np.zeros(len(nodes), dtype=np.float32)
     node_prizes[np.searchsorted(nodes, best)] = prizes_by_rank(len(best), max_prize)
-    similarity = relation_similarity(graph, question)
-    edge_prizes, edge_cost = rank_edges(similarity, triples[:, 1], top_k_edges, edge_cost)
     ends = triples[:, ::2]
     edges = ends if len(nodes) == graph.num_nodes else np.searchsorted(nodes, ends)
-    tree_nodes, tree_edges = steiner_tree(edges, node_prizes, edge_prizes, edge_cost, clusters)
+    if edge_prizes == "sentences":
+        of_ends = node_prizes[edges].sum(axis=1)
+        prizes = rank_each_edge(sentence_similarity(graph, question, rows), of_ends, top_k_edges)
+    elif edge_prizes == "relations":
+        similarity = relation_similarity(graph, question)
+        prizes, edge_cost = rank_edges(similarity, triples[:, 1], top_k_edges, edge_cost)
+    else:
+        raise ValueError(f"edge_prizes must be one of {', '.join(EDGE_PRIZES)}, got {edge_prizes!r}")
+    tree_nodes, tree_edges = steiner_tree(edges, node_prizes, prizes, edge_cost, clusters)
     ids, scores = nodes[tree_nodes], node_prizes[tree_nodes]
     appended = seeds[:append][~np.isin(seeds[:append], ids)]
     ids, scores = np.concatenate([ids, appended]), np.concatenate([scores, np.zeros(len(appended), np.float32)])
     best_nodes = np.argsort(-scores, kind="stable")
-    best_edges = np.argsort(-edge_prizes[tree_edges], kind="stable")
+    best_edges = np.argsort(-prizes[tree_edges], kind="stable")
     tree_edges = tree_edges[best_edges]
-    return Subgraph(ids[best_nodes], scores[best_nodes], rows[tree_edges], edge_prizes[tree_edges])
+    return Subgraph(ids[best_nodes], scores[best_nodes], rows[tree_edges], prizes[tree_edges])
 
 
 def surroundings(
@@ -92,6 +105,29 @@ def relation_similarity(graph: KnowledgeGraph, question: np.ndarray | None) -> n
         raise ValueError(f"pcst needs embeddings; run: python -m data_processor embed --graph {graph.path}")
     question = np.asarray(question, dtype=np.float32)
     return graph.relation_directions @ (question / max(float(np.linalg.norm(question)), 1e-12))
+
+
+def sentence_similarity(graph: KnowledgeGraph, question: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
+    """Cosine of the question and the sentence of each edge of `rows` (e,): (e,) float32."""
+    if question is None or graph.edge_features is None or graph.edge_sentences is None:
+        command = f"python -m data_processor embed --graph {graph.path} --edge_text names"
+        raise ValueError(f"edge_prizes sentences needs embedded edges; run: {command} (or types)")
+    distinct, places = np.unique(graph.edge_sentences[rows], return_inverse=True)
+    vectors = np.asarray(graph.edge_features[distinct], dtype=np.float32)
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(question)
+    return (vectors @ np.asarray(question, np.float32) / np.maximum(lengths, 1e-12))[places].astype(np.float32)
+
+
+def rank_each_edge(similarity: np.ndarray, of_ends: np.ndarray, top_k: int) -> np.ndarray:
+    """Prizes (e,) float32: top_k, ..., 2, 1 for the `top_k` edges of highest similarity, 0 for the others.
+
+    Args:
+        similarity: (e,) of every edge. of_ends: (e,) the prizes of its two nodes, which decides between equal ones.
+    """
+    prizes = np.zeros(len(similarity), dtype=np.float32)
+    best = np.lexsort((-of_ends, -similarity))[: max(top_k, 0)]
+    prizes[best] = np.arange(len(best), 0, -1)
+    return prizes
 
 
 def rank_edges(
