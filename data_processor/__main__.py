@@ -15,7 +15,7 @@ from data_processor.graph_store import KnowledgeGraph, embed_graph
 from data_processor.importers import IMPORTERS
 from data_processor.inspection import inspect_question
 from data_processor.retrieval import METHODS
-from data_processor.retrieval.folder import SPLITS, link_folder, node_index, retrieve_folder
+from data_processor.retrieval.folder import link_folder, node_index, retrieve_folder
 from data_processor.retrieval.split import SEED_SOURCES, words_and_marks
 from data_processor.text_encoder import TextEncoder, load_encoder
 from data_processor.vector_index import KINDS
@@ -80,7 +80,9 @@ def add_question_commands(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("retrieve", help="a subgraph for every question -> subgraphs/")
     command.add_argument("--data", type=Path, required=True, help="dataset folder")
     command.add_argument("--method", choices=sorted(METHODS), required=True)
-    command.add_argument("--splits", nargs="+", choices=SPLITS, help="default: all there are")
+    command.add_argument("--splits", nargs="+", help="names of files in DATA/qa (default: all there are)")
+    command.add_argument("--within_given", action="store_true", help="search only the subgraph that came with the "
+                         "question (webqsp, expla_graphs, stark's subgraphs)")  # fmt: skip
     command.add_argument("--seeds", choices=SEED_SOURCES, help="linked, similar or both (default: by method)")
     command.add_argument("--top_k", type=int, default=10, help="similar nodes a question (default: %(default)s)")
     command.add_argument("--index", choices=KINDS, default="exact", help="search for similar nodes")
@@ -144,9 +146,11 @@ def run_retrieve(arguments: argparse.Namespace) -> str:
     options: dict = {"seed_source": seeds, "top_k": arguments.top_k}
     if seeds != "linked" or arguments.method in NEEDS_EMBEDDING:
         options["encoder"] = graph_encoder(arguments.data)
-        options["index"] = node_index(KnowledgeGraph.open(arguments.data / "graph"), arguments.index)
+        if not arguments.within_given:
+            options["index"] = node_index(KnowledgeGraph.open(arguments.data / "graph"), arguments.index)
     parameters = {name: vars(arguments)[name] for name in PARAMETERS if vars(arguments)[name] is not None}
-    reports = retrieve_folder(arguments.data, arguments.method, parameters, options, arguments.splits)
+    where = (arguments.splits, arguments.within_given)
+    reports = retrieve_folder(arguments.data, arguments.method, parameters, options, *where)
     return "\n".join(f"{split}: {json.dumps(rounded(report))}" for split, report in reports.items())
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data_processor.adjacency import offsets
 from data_processor.edge_sentences import distinct_sentences, sentences
 from data_processor.embedding_cache import EmbeddingCache, Encoder
 from data_processor.files import blocks, remove, write_arrow, write_manifest, write_npy
@@ -123,11 +124,6 @@ def write_edges(folder: Path, edges: np.ndarray, num_nodes: int) -> None:
     write_npy(folder / "out_offsets.npy", offsets(edges[:, 0], num_nodes))
     write_npy(folder / "in_offsets.npy", offsets(edges[:, 2], num_nodes))
     write_npy(folder / "in_edges.npy", np.argsort(edges[:, 2], kind="stable"))
-
-
-def offsets(owners: np.ndarray, num_nodes: int) -> np.ndarray:
-    """(N + 1,) int64: where each node's edges begin in a list sorted by owner."""
-    return np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=num_nodes))])
 
 
 def write_documents(folder: Path, documents: Iterable[Document], links: np.ndarray | None, num_nodes: int) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from data_processor.adjacency import ranges
 from data_processor.files import ArrowColumns, read_manifest, read_npy
 from data_processor.graph_text import cut_rows, join_tables, join_triples, table_rows, triple_rows
 from data_processor.schema import Document, Subgraph
@@ -279,13 +280,6 @@ def text_or_name(name: str, kind: str | None, text: str | None) -> str:
     if text is not None:
         return text
     return name if kind is None else f"{name}, {kind}"
-
-
-def ranges(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """The numbers start..stop-1 of every pair, one after the other."""
-    lengths = stops - starts
-    shifts = np.repeat(starts - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths) if len(lengths) else lengths
-    return np.arange(len(shifts)) + shifts
 
 
 def ranked(ids: np.ndarray, scores: Any, kind: str) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ ROOMS |= {"data_processor", "training", "evaluation", "serving", "benchmarks", "
 MODELS = ("modeling_graphllm", "modeling_gfm", "processing_graphllm")
 STORE = ("data_processor.schema", "data_processor.files", "data_processor.graph_store", "data_processor.graph_text")
 STORE += ("data_processor.knowledge_graph", "data_processor.subgraph_store", "data_processor.vector_index")
+STORE += ("data_processor.adjacency", "data_processor.graph_part")
 
 # module -> prefixes of ours that it may import; the longest matching prefix rules
 MAY_IMPORT = {
@@ -36,6 +37,8 @@ MAY_IMPORT = {
     "data_processor.embedding_cache": ("data_processor.schema", "data_processor.files"),
     "data_processor.graph_store": (*STORE, "data_processor.embedding_cache", "data_processor.edge_sentences"),
     "data_processor.edge_sentences": STORE,
+    "data_processor.graph_part": STORE,
+    "data_processor.adjacency": (),
     "data_processor.knowledge_graph": STORE,
     "data_processor.graph_text": STORE,
     "data_processor.subgraph_store": STORE,

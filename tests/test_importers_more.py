@@ -189,7 +189,8 @@ def write_gfm_v1(folder):
     question = {"id": "q", "question": "Where?", "answer": "Zürich", "answer_aliases": ["Zurich"],
                 "supporting_facts": ["D1"], "question_entities": ["bob"], "supporting_entities": ["ann"]}  # fmt: skip
     write(folder / "raw" / "train.json", [{**question, "id": "raw"}])
-    write(stage1 / "train.json", [question, {**question, "id": "r", "supporting_facts": [["D2", 0]]}])
+    other = {**question, "id": "r", "supporting_facts": [["D2", 0]], "supporting_entities": ["nowhere"]}
+    write(stage1 / "train.json", [question, other])
     write(stage1 / "test.json", [question, question, {**question, "id": "n", "answer": None, "answer_aliases": []},
                                  {**question, "id": "u", "supporting_facts": ["D7"]}, "?"])  # fmt: skip
 
@@ -202,8 +203,10 @@ def test_gfm_rag_version_1(tmp_path):
     assert documents_of(graph) == {"D1": {"ann", "bob"}, "D2": set()}
     train, test = (read_qa(tmp_path / "D" / "qa" / f"{split}.jsonl") for split in ("train", "test"))
     assert [pair.id for pair in train] == ["q", "r"] and [pair.id for pair in test] == ["q"]
-    assert graph.node_name(train[0].seed_nodes) == ["bob"] and graph.node_name(train[0].answer_nodes) == ["zürich"]
+    assert graph.node_name(train[0].seed_nodes) == ["bob"] and graph.node_name(train[0].answer_nodes) == ["ann"]
     assert train[1].supporting_documents == ("D2",)
+    assert graph.node_name(train[1].answer_nodes) == ["zürich"], "named like the answer, where no target is known"
+    assert "1 names of nodes in questions are in no node" in report.summary
     reasons = " ; ".join(row["reason"] for row in rejected)
     for part in ("the same triple stands in line 1", "1 field", "'nobody' is not there", "names this entity already",
                  "'D9' is not there", "'D3' has no text", "a second question with the id 'q'", "no answer",
@@ -222,8 +225,8 @@ def write_gfm_v2(folder):
               ["ann", "knows", "bob", "{}"], ["bob", "knows", "ann", '{"w": 1}'],
               ["ann", "is_mentioned_in", "Doc", ""], ["ann", "knows", "ghost", ""],
               ["ann", "hates", "bob", ""])  # fmt: skip
-    question = {"id": 5, "question": "Who?", "answer": "bob", "supporting_documents": ["Doc"]}
-    nodes = {"start_nodes": {"entity": ["ann"]}, "target_nodes": {"entity": ["bob"]}}
+    question = {"id": 5, "question": "Who?", "answer": "Robert", "supporting_documents": ["Doc"]}
+    nodes = {"start_nodes": {"entity": ["ann"]}, "target_nodes": {"entity": ["bob"], "document": ["Doc"]}}
     write(folder / "test.json", [{**question, **nodes}])
 
 
@@ -238,11 +241,21 @@ def test_gfm_rag_version_2_reads_attributes_without_running_them(tmp_path):
     assert graph.node(1)["attributes"] == {"born": 1815}
     assert documents_of(graph) == {"Doc": {"Doc", "ann"}}
     (pair,) = read_qa(tmp_path / "D" / "qa" / "test.jsonl")
-    assert (pair.id, pair.seed_nodes, pair.answer_nodes, pair.supporting_documents) == ("5", (0,), (1,), ("Doc",))
+    assert (pair.id, pair.seed_nodes, pair.answer_nodes, pair.supporting_documents) == ("5", (0,), (1, 2), ("Doc",))
     reasons = [row["reason"] for row in rejected]
     assert len(reasons) == 5
     assert any("__import__" in reason for reason in reasons) and any("holds list" in reason for reason in reasons)
     assert "attributes of 1 edges are left out" in report.summary
+
+
+def test_gfm_rag_questions_name_nodes_by_their_uid(tmp_path):
+    write_csv(tmp_path / "nodes.csv", ["uid", "name", "type"], ["u1", "Ann", "e"], ["u2", "Ann", "e"])
+    write_csv(tmp_path / "edges.csv", ["source", "relation", "target"], ["u1", "knows", "u2"])
+    nodes = {"start_nodes": {"e": ["u2"]}, "target_nodes": {"e": ["u1"]}}
+    write(tmp_path / "test.json", [{"id": "q", "question": "Who?", "answer": "x", **nodes}])
+    run("gfm_rag", tmp_path, tmp_path / "D")
+    (pair,) = read_qa(tmp_path / "D" / "qa" / "test.jsonl")
+    assert (pair.seed_nodes, pair.answer_nodes) == ((1,), (0,))
 
 
 def test_gfm_rag_needs_a_graph(tmp_path):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from data_processor.__main__ import main
-from data_processor.graph_store import KnowledgeGraph, SubgraphStore, embed_graph, write_graph
+from data_processor.graph_part import GraphPart
+from data_processor.graph_store import KnowledgeGraph, SubgraphStore, embed_graph, write_graph, write_subgraphs
 from data_processor.linking import Linker
 from data_processor.retrieval import METHODS
 from data_processor.retrieval.pagerank import pagerank, random_walk
@@ -220,6 +221,77 @@ def test_retrieve_command_writes_subgraphs_and_true_figures(data, capsys):
     assert report["mean_tokens"] > 0 and report["p95_ms"] >= report["median_ms"] > 0
 
 
+def test_every_question_file_is_linked_and_retrieved_train_first(data, capsys):
+    pair = read_qa(data / "qa" / "test.jsonl")[0]
+    for split in ("human", "train"):
+        write_jsonl(data / "qa" / f"{split}.jsonl", [to_json(pair)])
+    assert run(data, "link") == run(data, "retrieve --method random_walk") == 0
+    assert list(SubgraphStore.open(data / "subgraphs" / "human").get("q0").nodes[:1]) == [0]
+    out = capsys.readouterr().out
+    assert out.index("train: {") < out.index("test: {") < out.index("human: {")
+    assert run(data, "inspect --id q0") == 0
+    assert run(data, "retrieve --method pagerank --splits human") == 0
+    methods = [SubgraphStore.open(data / "subgraphs" / one).manifest["method"] for one in ("human", "test")]
+    assert methods == ["pagerank", "random_walk"]
+
+
+def given_parts(graph):
+    """What an importer writes: each question's own part of the graph."""
+    return graph.subgraph([0, 1], [0]), graph.subgraph([1, 2, 3], [2, 3]), graph.subgraph([], [])
+
+
+def test_retrieval_within_what_came_with_the_question(data, capsys):
+    graph = embed_graph(data / "graph", load_encoder("hashing"))
+    given = {"graph": "../../graph", "method": "given", "parameters": {}}
+    write_subgraphs(data / "subgraphs" / "test", ["q0", "q1", "q2"], given_parts(graph), {}, given)
+    run(data, "link")
+    assert run(data, "retrieve --method random_walk --within_given") == 0
+    store = SubgraphStore.open(data / "subgraphs" / "test")
+    assert sorted(store.get("q0").nodes) == [0, 1] and store.get("q0").edges.tolist() == [0]
+    assert sorted(store.get("q1").nodes) == [1, 2, 3] and len(store.get("q2").nodes) == 0
+    assert store.manifest["parameters"]["within_given"] is True
+    assert run(data, "retrieve --method similarity --top_k 1 --within_given") == 0, "from where it lies now"
+    found = SubgraphStore.open(data / "subgraphs" / "test").get("q1").nodes
+    assert graph.node_name(found) == ["Bob"], "the most similar node of the question's own part"
+    assert run(data, "retrieve --method random_walk") == 0
+    assert len(SubgraphStore.open(data / "subgraphs" / "test").get("q0").nodes) > 2, "the whole graph"
+    assert SubgraphStore.open(data / "given" / "test").get("q1").edges.tolist() == [2, 3], "nothing given is lost"
+
+
+def test_retrieval_within_nothing_is_refused(data, capsys):
+    assert run(data, "retrieve --method random_walk --within_given") == 2
+    assert "no subgraphs came with the questions of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("seed", range(3))
+def test_within_a_part_every_method_does_what_it_does_on_a_graph_of_that_part_alone(tmp_path, method, seed):
+    if method == "pcst":
+        need_pcst()
+    rng, encoder = np.random.default_rng(seed), load_encoder("hashing:256")
+    whole = random_graph(tmp_path / "whole", seed=seed)
+    whole = embed_graph(whole.path, encoder, dtype="float32", edge_text="names")
+    part = GraphPart(whole, whole.induced_subgraph(rng.choice(60, 25, replace=False)))
+    records = [{"name": name} for name in whole.node_name(part.node_ids)]
+    alone = write_graph(tmp_path / "alone", records, [{"name": name} for name in "abc"], part.edges)
+    alone = embed_graph(alone.path, encoder, dtype="float32", edge_text="names")
+    assert part.node_name([3, 0]) == alone.node_name([3, 0]) and np.array_equal(part.in_edges, alone.in_edges)
+    question, seeds, weights = rng.normal(size=256), rng.choice(25, 4, replace=False), rng.random(4)
+    for more in ({"edge_prizes": "sentences"}, {}) if method == "pcst" else ({},):
+        found = METHODS[method](part, question, seeds, weights, **more)
+        expected = METHODS[method](alone, question, seeds, weights, **more)
+        for field in ("nodes", "node_scores", "edges", "edge_scores"):
+            assert np.array_equal(vars(found)[field], vars(expected)[field])
+        outside = part.outside(found)
+        assert whole.node_name(outside.nodes) == alone.node_name(expected.nodes)
+        assert np.isin(whole.edges[outside.edges][:, ::2], part.node_ids).all()
+
+
+def test_a_part_of_another_graph_is_refused(graph):
+    with pytest.raises(ValueError, match="edge id 99 is out of range"):
+        GraphPart(graph, types.SimpleNamespace(nodes=np.array([0]), edges=np.array([99])))
+
+
 def test_retrieve_is_not_done_twice_and_again_after_a_change(data):
     run(data, "retrieve --method random_walk")
     manifest = data / "subgraphs" / "test" / "manifest.json"
@@ -244,7 +316,7 @@ def test_similarity_needs_no_linked_seed(data):
     [
         ("retrieve --method similarity", "is not embedded; run: python -m data_processor embed"),
         ("retrieve --method pagerank --steps 2", "the method pagerank has no --steps"),
-        ("retrieve --method pagerank --splits train", "has no train.jsonl"),
+        ("retrieve --method pagerank --splits train", "has no train.jsonl; it has test"),
     ],
 )
 def test_retrieve_says_what_is_wrong(data, capsys, command, sentence):

@@ -42,7 +42,8 @@ def import_gfm_rag(source: Path, output: Path) -> ImportReport:
     [entity]}. Version 2: nodes.csv (name or uid, type, attributes), relations.csv, edges.csv, perhaps documents.json
     (without it nodes of type "document" are the documents); there a document is linked to its own node and to the
     nodes beside it. Both: train.json, test.json. Files are looked for in the folder, processed/stage1/ and raw/.
-    `answer_nodes` are the nodes named like an answer.
+    `answer_nodes` are a question's target nodes (version 2) or supporting entities (version 1), and where it has
+    neither the nodes named like an answer.
 
     Args:
         source: the folder of one data set.
@@ -82,7 +83,8 @@ class Index:
 
     def __init__(self, source: Path, reader: RowReader) -> None:
         self.reader, self.source = reader, source
-        self.kept = self.edge_attributes = 0
+        self.kept = self.edge_attributes = self.unknown_nodes = 0
+        self.keys: dict[str, int] = {}  # nodes by uid, or by name where they have none
         self.documents: dict[str, Document] = {}
         self.links: dict[tuple[int, int], None] = {}  # (document, node)
 
@@ -97,6 +99,7 @@ class Index:
                 self._read_documents(path)
         nodes, table, edges = self._triples(triples) if triples is not None else self._tables(tables)
         self.kept += len(edges)
+        self.keys = table.nodes
         links = np.array(list(self.links), dtype=np.int64).reshape(-1, 2)
         documents = self.documents.values() if self.documents else None
         return write_graph(folder, nodes, table.relation_records({}), edges, documents, links)
@@ -213,14 +216,26 @@ class Index:
         unknown = [title for title in supporting if title not in self.documents]
         if unknown:
             raise ValueError(f"the supporting document {unknown[0][:80]!r} is not there")
-        starts = row.get("start_nodes") or {}
-        entities = [name for kind in starts.values() for name in strings(kind)] if isinstance(starts, dict) else starts
-        seeds = names.nodes(strings(row.get("question_entities")) + strings(entities))
-        return QAPair(str(row.get("id", line)), question, answers, names.nodes(answers), seeds, supporting)
+        seeds = self._named(row, ("question_entities", "start_nodes"), names)
+        targets = self._named(row, ("supporting_entities", "target_nodes"), names) or names.nodes(answers)
+        return QAPair(str(row.get("id", line)), question, answers, targets, seeds, supporting)
+
+    def _named(self, row: dict[str, Any], columns: tuple[str, ...], names: NameIndex) -> tuple[int, ...]:
+        """The nodes that a question names in some columns, each a list of names or a list by type."""
+        found: dict[int, None] = {}
+        for value in filter(None, map(row.get, columns)):
+            lists = value.values() if isinstance(value, dict) else [value]
+            for name in dict.fromkeys(one for part in lists for one in strings(part)):
+                nodes = (self.keys[name],) if name in self.keys else names.nodes([name])
+                self.unknown_nodes += not nodes
+                found.update(dict.fromkeys(nodes))
+        return tuple(found)
 
     def left_out(self) -> str:
         """What the graph folder has no place for, in words."""
-        return f"; attributes of {self.edge_attributes} edges are left out" if self.edge_attributes else ""
+        edges = f"; attributes of {self.edge_attributes} edges are left out" if self.edge_attributes else ""
+        nodes = f"; {self.unknown_nodes} names of nodes in questions are in no node" if self.unknown_nodes else ""
+        return edges + nodes
 
 
 def titles(supporting: Any) -> tuple[str, ...]:

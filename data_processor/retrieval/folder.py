@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_processor.files import MANIFEST, checksum
-from data_processor.graph_store import Encoder, KnowledgeGraph, write_subgraphs
+from data_processor.graph_store import Encoder, KnowledgeGraph, SubgraphStore, write_subgraphs
 from data_processor.linking import Linker
 from data_processor.retrieval import METHODS
 from data_processor.retrieval.split import Retriever, retrieve_split
@@ -24,17 +25,18 @@ SPLITS = ("train", "validation", "test")
 
 
 def qa_files(data: Path, splits: Sequence[str] | None = None) -> dict[str, Path]:
-    """The question files of a dataset folder by split.
+    """The question files of a dataset folder by split: every qa/*.jsonl, train, validation and test first.
 
     Raises:
         ValueError: a split that was asked for is missing, or there is no question file at all.
     """
-    wanted = splits or SPLITS
-    found = {split: data / "qa" / f"{split}.jsonl" for split in wanted if (data / "qa" / f"{split}.jsonl").is_file()}
-    missing = sorted(set(splits or ()) - set(found))
-    if missing or not found:
-        raise ValueError(f"{data}/qa has no {missing[0] if missing else 'train'}.jsonl; import questions first")
-    return found
+    names = sorted(path.stem for path in (data / "qa").glob("*.jsonl") if not path.name.startswith("."))
+    there = [*(name for name in SPLITS if name in names), *(name for name in names if name not in SPLITS)]
+    missing = [name for name in splits or () if name not in there]
+    if missing or not there:
+        found = f"it has {', '.join(there)}" if there else "import questions first"
+        raise ValueError(f"{data}/qa has no {missing[0] if missing else 'train'}.jsonl; {found}")
+    return {split: data / "qa" / f"{split}.jsonl" for split in splits or there}
 
 
 def link_folder(data: Path, overwrite: bool, encoder: Encoder | None, similar: int) -> dict[str, Counter]:
@@ -101,15 +103,21 @@ def retrieve_folder(
     parameters: dict[str, Any],
     retriever_options: dict[str, Any],
     splits: Sequence[str] | None = None,
+    within_given: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Writes subgraphs/{split}/ of a dataset folder; returns the reports by split.
 
-    A split that was retrieved before with the same graph, questions and parameters is not retrieved again.
+    A split that was retrieved before with the same graph, questions and parameters is not retrieved again. Subgraphs
+    that came with the questions are kept: they move from subgraphs/{split}/ to given/{split}/.
 
     Args:
         data: the dataset folder.
         method, parameters: of `METHODS`.
         retriever_options: further arguments of `Retriever`.
+        within_given: search only the subgraph that came with a question (RoG's WebQSP and CWQ), not the whole graph.
+
+    Raises:
+        ValueError: a split or a parameter that is not there, or no subgraph came with the questions.
     """
     graph = KnowledgeGraph.open(data / "graph")
     parameters = checked_parameters(method, parameters)
@@ -122,21 +130,34 @@ def retrieve_folder(
             "graph_checksum": checksum(graph.path / MANIFEST),
             "questions_checksum": checksum(path),
             "method": method,
-            "parameters": {**parameters, **described},
+            "parameters": {**parameters, **described, **({"within_given": True} if within_given else {})},
         }
         folder, report = data / "subgraphs" / split, {}
         if is_done(folder, manifest):
             reports[split] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
             continue
-        pairs = read_qa(path)
-        subgraphs = retrieve_split(retriever, graph, pairs, f"retrieve {split}", report)
+        given, pairs = given_subgraphs(data, split), read_qa(path)
+        if within_given and given is None:
+            raise ValueError(f"no subgraphs came with the questions of {data}/qa/{split}.jsonl; omit --within_given")
+        within = (given.get(pair.id) for pair in pairs) if within_given and given is not None else None
+        subgraphs = retrieve_split(retriever, graph, pairs, f"retrieve {split}", report, within)
         write_subgraphs(folder, [pair.id for pair in pairs], subgraphs, report, manifest)
         reports[split] = report
     return reports
 
 
+def given_subgraphs(data: Path, split: str) -> SubgraphStore | None:
+    """The subgraphs that came with the questions of a split, moved where retrieval does not replace them; or None."""
+    folder, kept = data / "subgraphs" / split, data / "given" / split
+    if is_done(folder, {"method": "given"}):
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.parent.mkdir(exist_ok=True)
+        folder.rename(kept)
+    return SubgraphStore.open(kept) if kept.is_dir() else None
+
+
 def is_done(folder: Path, manifest: dict[str, Any]) -> bool:
-    """Whether the folder was finished with just this manifest."""
+    """Whether the folder was finished with these entries in its manifest."""
     if not (folder / MANIFEST).is_file():
         return False
     written = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

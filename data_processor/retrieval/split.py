@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from data_processor.graph_part import GraphPart
 from data_processor.graph_store import Encoder, KnowledgeGraph
 from data_processor.schema import QAPair, Subgraph
 from data_processor.vector_index import ExactIndex, FaissIndex
@@ -29,7 +31,8 @@ class Retriever:
         parameters: keyword arguments of the method.
         seed_source: "linked": the seeds that come with a question, and the similar nodes where none do; "similar": the
             nodes most similar to the question; "both".
-        encoder, index: embed the question and search the node features; None: linked seeds only.
+        encoder, index: embed the question and search the node features; None: linked seeds only. Within parts of the
+            graph the index is not used: their few nodes are all compared.
         top_k: similar nodes a question.
     """
 
@@ -45,29 +48,58 @@ class Retriever:
     ) -> None:
         if seed_source not in SEED_SOURCES:
             raise ValueError(f"the seeds must be one of {', '.join(SEED_SOURCES)}, got {seed_source!r}")
-        if seed_source != "linked" and (encoder is None or index is None):
+        if seed_source != "linked" and encoder is None:
             raise ValueError(f"seeds {seed_source!r} need an embedded graph; run embed first")
         if encoder is not None and encoder.name != graph.text_encoder:
             raise ValueError(f"the graph was embedded by {graph.text_encoder}, not by {encoder.name}; use one encoder")
         self._graph, self._method, self._parameters = graph, method, parameters
         self._seed_source, self._encoder, self._index, self._top_k = seed_source, encoder, index, top_k
 
-    def retrieve(self, questions: Sequence[str], linked: Sequence[Sequence[int]]) -> Iterator[tuple[Subgraph, float]]:
-        """Yields (subgraph, milliseconds of the method and the search) for every question and its linked seeds."""
+    def retrieve(
+        self,
+        questions: Sequence[str],
+        linked: Sequence[Sequence[int]],
+        within: Iterable[Subgraph] | None = None,
+    ) -> Iterator[tuple[Subgraph, float]]:
+        """Yields (subgraph, milliseconds of the method and the search) for every question.
+
+        Args:
+            linked: the seeds that come with each question.
+            within: the part of the graph that each question may use; None: all of it.
+        """
+        parts = repeat(None) if within is None else iter(within)
         for start in range(0, len(questions), BLOCK_QUESTIONS):
             block = slice(start, start + BLOCK_QUESTIONS)
-            vectors, scores, nodes, shared = self._search(list(questions[block]))
+            vectors, scores, nodes, shared = self._search(list(questions[block]), within is None)
             for place, seeds in enumerate(linked[block]):
+                part, ids = next(parts), np.asarray(seeds, np.int64)
                 begin = time.perf_counter()
-                ids, weights = self._seeds(np.asarray(seeds, np.int64), scores[place], nodes[place])
-                subgraph = self._method(self._graph, vectors[place], ids, weights, **self._parameters)
+                if part is None:
+                    ids, weights = self._seeds(ids, scores[place], nodes[place])
+                    subgraph = self._method(self._graph, vectors[place], ids, weights, **self._parameters)
+                else:
+                    subgraph = self._within(part, vectors[place], ids)
                 yield subgraph, shared + 1000 * (time.perf_counter() - begin)
 
-    def _search(self, questions: list[str]) -> tuple[Any, np.ndarray, np.ndarray, float]:
-        if self._encoder is None or self._index is None:
-            nothing = np.zeros((len(questions), 0))
+    def _within(self, part: Subgraph, vector: np.ndarray | None, linked: np.ndarray) -> Subgraph:
+        """The subgraph of a question that may use one part of the graph only."""
+        if len(part.nodes) == 0:
+            return part
+        graph = GraphPart(self._graph, part)
+        scores, similar = np.zeros((1, 0)), np.zeros((1, 0), np.int64)
+        if vector is not None and graph.node_features is not None:
+            scores, similar = ExactIndex(graph.node_features).search(vector[None], self._top_k)
+        ids, weights = self._seeds(graph.inside(linked), scores[0], similar[0])
+        return graph.outside(self._method(graph, vector, ids, weights, **self._parameters))
+
+    def _search(self, questions: list[str], everywhere: bool) -> tuple[Any, np.ndarray, np.ndarray, float]:
+        """(vectors of the questions, cosines and ids (q, k) of the similar nodes, milliseconds a question)."""
+        nothing = np.zeros((len(questions), 0))
+        if self._encoder is None:
             return [None] * len(questions), nothing, nothing.astype(np.int64), 0.0
         vectors = self._encoder.encode(questions)
+        if self._index is None or not everywhere:
+            return vectors, nothing, nothing.astype(np.int64), 0.0
         begin = time.perf_counter()
         scores, nodes = self._index.search(vectors, self._top_k)
         return vectors, scores, nodes, 1000 * (time.perf_counter() - begin) / len(questions)
@@ -83,7 +115,12 @@ class Retriever:
 
 
 def retrieve_split(
-    retriever: Retriever, graph: KnowledgeGraph, pairs: list[QAPair], title: str, report: dict[str, Any]
+    retriever: Retriever,
+    graph: KnowledgeGraph,
+    pairs: list[QAPair],
+    title: str,
+    report: dict[str, Any],
+    within: Iterable[Subgraph] | None = None,
 ) -> Iterator[Subgraph]:
     """Yields the subgraph of every question and, at the end, fills the report.
 
@@ -94,9 +131,10 @@ def retrieve_split(
         report: gets answer_recall (the mean share of a question's answer nodes that its subgraph has, over questions
             that have any), mean_nodes, mean_edges, mean_tokens (words and marks of the triples' text, of a sample),
             median_ms, p95_ms, and counts.
+        within: the part of the graph that each question may use; None: all of it.
     """
     sizes, recalls, times, tokens = [], [], [], []
-    found = retriever.retrieve([pair.question for pair in pairs], [pair.seed_nodes for pair in pairs])
+    found = retriever.retrieve([pair.question for pair in pairs], [pair.seed_nodes for pair in pairs], within)
     sample = set(range(0, len(pairs), max(1, len(pairs) // TEXT_SAMPLE)))
     bar = tqdm(zip(pairs, found, strict=True), total=len(pairs), unit=" questions", desc=title, delay=2)
     for place, (pair, (subgraph, milliseconds)) in enumerate(bar):
