@@ -17,6 +17,7 @@ from data_processor.inspection import inspect_question
 from data_processor.retrieval import METHODS
 from data_processor.retrieval.folder import link_folder, node_index, retrieve_folder
 from data_processor.retrieval.split import SEED_SOURCES, words_and_marks
+from data_processor.synonyms import add_synonyms, recovered
 from data_processor.text_encoder import TextEncoder, load_encoder
 from data_processor.vector_index import KINDS
 
@@ -67,6 +68,12 @@ def add_graph_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--edge_text", choices=EDGE_TEXTS, help="also a sentence an edge, by the names or the types "
                          "of its ends: for --edge_prizes sentences")  # fmt: skip
     command.set_defaults(run=run_embed)
+
+    command = commands.add_parser("synonyms", help="an edge between entities whose embeddings are near -> graph/")
+    command.add_argument("--graph", type=Path, required=True, help="embedded graph folder")
+    command.add_argument("--threshold", type=float, default=0.8, help="least cosine (default: %(default)s)")
+    command.add_argument("--max_neighbours", type=int, default=100, help="of a node (default: %(default)s)")
+    command.set_defaults(run=run_synonyms)
 
 
 def add_question_commands(commands: argparse._SubParsersAction) -> None:
@@ -130,6 +137,13 @@ def run_embed(arguments: argparse.Namespace) -> str:
     return f"node features {shape} {arguments.dtype}{edges} by {graph.text_encoder} in {graph.path}"
 
 
+def run_synonyms(arguments: argparse.Namespace) -> str:
+    """Adds synonym edges to a graph; returns how many."""
+    encoder = load_encoder(encoder_name(KnowledgeGraph.open(recovered(arguments.graph))))
+    graph = add_synonyms(arguments.graph, encoder, arguments.threshold, arguments.max_neighbours)
+    return f"{graph.manifest['synonyms']['edges']} edges of synonyms, {graph.num_edges} edges in all, in {graph.path}"
+
+
 def run_link(arguments: argparse.Namespace) -> str:
     """Links the questions of a dataset folder; returns the counts."""
     encoder = graph_encoder(arguments.data) if arguments.similar else None
@@ -167,10 +181,14 @@ def run_inspect(arguments: argparse.Namespace) -> str:
 
 def graph_encoder(data: Path) -> TextEncoder:
     """The encoder by which a dataset folder's graph was embedded."""
-    graph = KnowledgeGraph.open(data / "graph")
+    return load_encoder(encoder_name(KnowledgeGraph.open(data / "graph")))
+
+
+def encoder_name(graph: KnowledgeGraph) -> str:
+    """The name of a graph's encoder; ValueError when it is not embedded."""
     if graph.text_encoder is None:
         raise ValueError(f"{graph.path} is not embedded; run: python -m data_processor embed --graph {graph.path}")
-    return load_encoder(graph.text_encoder)
+    return graph.text_encoder
 
 
 def rounded(report: dict) -> dict:
