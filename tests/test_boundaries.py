@@ -30,7 +30,14 @@ MAY_IMPORT = {
     "data_processor.prompts": (),
     "evaluation.metrics": (),
     "data_processor.collator": (),
-    "data_processor.text_generator": ("data_processor.schema",),
+    "data_processor.key_index": (),
+    "data_processor.calls": ("data_processor.key_index",),
+    "data_processor.replies": ("data_processor.calls",),
+    "data_processor.chat_client": ("data_processor.calls",),
+    "data_processor.local_generator": ("data_processor.calls",),
+    "data_processor.text_generator": (
+        "data_processor.calls", "data_processor.chat_client", "data_processor.local_generator",
+    ),  # fmt: skip
     "data_processor.text_encoder": ("data_processor.schema",),
     "data_processor.vector_index": ("data_processor.schema",),
     "data_processor.files": ("data_processor.schema",),
@@ -71,6 +78,7 @@ DOORS = {
 LAZY = {"torch", "transformers", "deepspeed", "bitsandbytes", "wandb", "faiss", "sentence_transformers", "datasets"}
 LIGHT = ("data_processor.schema", "data_processor.graph_store", "data_processor.text_encoder", "data_processor.demo")
 LIGHT += ("data_processor.__main__", "evaluation.metrics", "evaluation.report", "evaluation.__main__")
+LIGHT += ("data_processor.text_generator",)
 
 
 def module_name(path: Path) -> str:
