@@ -1,8 +1,8 @@
-"""The base model of the MetaQA record: the demonstration's, with other words, that learns to read facts about films.
+"""The base models of the MetaQA record: the demonstration's, with other words, that learns to read facts about films.
 
 The demonstration's model finds facts by what stands beside a name, whatever the name is: so its layers are kept
-and the new words get embeddings like those of its names. What it reads holds no fact of the graph: the texts of
-metaqa_texts.py give every entity another's name.
+and the new words get embeddings like those of its names. That of two hops goes on from that of one hop. What they
+read holds no fact of the graph: the texts of metaqa_texts.py and metaqa_paths.py give every entity another's name.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from benchmarks.metaqa_texts import Shapes, Text, Writer, question_templates, train_tokenizer
+from benchmarks.metaqa_lessons import Lessons
+from benchmarks.metaqa_texts import Text
 from data_processor.demo_base import write_model
 from data_processor.demo_world import syllables
-from data_processor.graph_store import KnowledgeGraph
-from data_processor.schema import atomic_write, read_qa, write_json
+from data_processor.schema import atomic_write, write_json
 
 if TYPE_CHECKING:
     import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
-HELD_OUT = 10  # one name in so many is kept for the test of the base model
 
 
 @dataclass(frozen=True)
@@ -55,20 +54,10 @@ class Recipe:
 class Reader:
     """Model, optimizer and texts of one run; `train` goes on from the last checkpoint in `folder`."""
 
-    def __init__(self, data: Path, folder: Path, recipe: Recipe) -> None:
+    def __init__(self, lessons: Lessons, model: LlamaForCausalLM, folder: Path, recipe: Recipe) -> None:
         import torch
 
-        torch.manual_seed(recipe.seed)
-        graph, rng = KnowledgeGraph.open(data / "graph"), random.Random(recipe.seed)
-        names = list(dict.fromkeys(graph.node_name(np.arange(graph.num_nodes))))
-        rng.shuffle(names)
-        templates = question_templates(graph, read_qa(data / "qa" / "train.jsonl"))
-        wordings = [wording for several in templates.values() for wording in several]
-        self.tokenizer = train_tokenizer(names, wordings, graph.relation_name(np.arange(graph.num_relations)))
-        shapes, cut = Shapes.of(graph, 6000, recipe.most_facts, rng), len(names) // HELD_OUT
-        self.writers = [Writer(shapes, names[cut:], templates, share) for share in (0.5, 0.1)]
-        self.held_out = Writer(shapes, names[:cut], templates, 0.0)
-        self.model = transplant(recipe.start, self.tokenizer)
+        self.lessons, self.tokenizer, self.model = lessons, lessons.tokenizer, model
         self.recipe, self.folder = recipe, folder
         self.state = {"step": 0, "right": 0.0, "tokens": 0, "seconds": 0.0}
         self.optimizer = torch.optim.AdamW(
@@ -85,7 +74,7 @@ class Reader:
     def batches(self) -> Iterator[list[Text]]:
         """The batches that follow this step, each of texts of like length."""
         recipe, rng = self.recipe, random.Random(f"{self.recipe.seed} {self.state['step']}")
-        writer = self.writers[self.state["right"] >= recipe.direct_until]
+        writer = self.lessons.writers[self.state["right"] >= recipe.direct_until]
         texts = [writer.write(rng) for _ in range(recipe.round_texts)]
         yield from batched(texts, [sum(len(self.encode(p)) for p, _ in text) for text in texts], recipe, rng)
 
@@ -134,7 +123,7 @@ class Reader:
         import torch
 
         rng = random.Random("held out")
-        texts = sorted((self.held_out.write(rng) for _ in range(count)), key=len)
+        texts = sorted((self.lessons.held_out.write(rng) for _ in range(count)), key=len)
         self.model.eval()
         with torch.no_grad():
             shares = [self.predict(texts[start : start + 16])[3] for start in range(0, count, 16)]
@@ -155,9 +144,9 @@ class Reader:
                 loss = self.step(texts)
                 bar.update()
             self.state["seconds"] += time.monotonic() - begun
-            if time.monotonic() - said > 30:
+            if time.monotonic() - said > 60:
                 said = time.monotonic()
-                logger.info("%s loss %.3f held out %.3f", json.dumps(self.state), loss, self.held_out_accuracy(64))
+                logger.info("%s loss %.3f held out %.3f", json.dumps(self.state), loss, self.held_out_accuracy(32))
                 self.save()
         self.save()
         bar.close()
@@ -243,12 +232,22 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.learning_rate * warm * (0.525 + 0.475 * math.cos(math.pi * done))
 
 
-def build_base(data: Path, folder: Path, recipe: Recipe) -> dict[str, float]:
+def build_base(data: Path, folder: Path, recipe: Recipe, hops: int) -> dict[str, float]:
     """Trains the base model and saves it in `folder`, once; returns what was reached."""
+    import torch
+    from transformers import LlamaForCausalLM
+
     record = folder / "base.json"
     if record.is_file():
         return json.loads(record.read_text(encoding="utf-8"))
-    reader = Reader(data, folder, recipe)
+    torch.manual_seed(recipe.seed)
+    if hops == 1:
+        lessons = Lessons.one_hop(data, recipe.seed, recipe.most_facts)
+        model = transplant(recipe.start, lessons.tokenizer)
+    else:
+        lessons = Lessons.two_hops(data, recipe.seed, recipe.start)
+        model = LlamaForCausalLM.from_pretrained(recipe.start)
+    reader = Reader(lessons, model, folder, recipe)
     reader.train()
     figures = {
         "base_held_out": reader.held_out_accuracy(160),

@@ -1,22 +1,26 @@
-"""MetaQA as this record trains and tests on it: every fact in both directions, and a question's entity with its facts.
+"""MetaQA as this record trains and tests on it: every fact in both directions, and the facts near a question's entity.
 
-    data = build_data(Path("../shared/data/metaqa"), Path("output/metaqa_1hop/data"))
+    data = build_data(Path("../shared/data/metaqa"), Path("output/metaqa_1hop/data"), hops=1)
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 from zlib import crc32
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from benchmarks.metaqa_paths import Kind, Paths, asked_kinds
 from data_processor.graph_store import KnowledgeGraph, embed_graph, write_graph, write_subgraphs
 from data_processor.importers import IMPORTERS
 from data_processor.importers.triple_table import readable
@@ -32,18 +36,47 @@ INVERSE = {
 }  # fmt: skip
 
 
-def build_data(source: Path, folder: Path) -> Path:
-    """Writes the dataset folder of the one-hop questions; returns it. What is finished is not done again.
+@dataclass(frozen=True)
+class Star:
+    """Retrieval of one step: the facts of a question's entity."""
 
-    A question of train and validation keeps one answer, the one whose fact is listed first; test keeps all.
+    parameters: ClassVar[dict[str, int]] = {"facts": FACTS}
+
+    def find(self, graph: KnowledgeGraph, pair: QAPair) -> Subgraph:
+        """See `star`."""
+        return star(graph, pair)
+
+    def learnt(self, graph: KnowledgeGraph, pair: QAPair, subgraph: Subgraph) -> QAPair:
+        """See `first_listed`."""
+        return first_listed(graph, pair, subgraph)
+
+
+def build_data(source: Path, folder: Path, hops: int) -> Path:
+    """Writes the dataset folder of the questions of one or two hops; returns it. What is finished is not done again.
+
+    A question of train and validation keeps one answer, the one that is listed first (of two hops the path to it; the
+    questions without one are left out and counted); test keeps all.
     """
     if (folder / "data.json").is_file():
         return folder
-    IMPORTERS["metaqa"](source, folder, (1,))
+    IMPORTERS["metaqa"](source, folder, (hops,))
     graph = embed_graph(both_directions(KnowledgeGraph.open(folder / "graph")).path, load_encoder(ENCODER))
-    report = {split: retrieve(graph, folder, split) for split in ("train", "validation", "test")}
+    if hops == 2:
+        write_json(folder / "wordings.json", asked_kinds(graph, read_qa(folder / "qa" / "train.jsonl")))
+    report = {split: retrieve(graph, folder, split, retriever(folder)) for split in ("train", "validation", "test")}
     write_json(folder / "data.json", report)
     return folder
+
+
+def retriever(folder: Path) -> Star | Paths:
+    """What finds the facts for the questions of a dataset folder."""
+    return Paths(read_wordings(folder)) if (folder / "wordings.json").is_file() else Star()
+
+
+def read_wordings(folder: Path) -> dict[str, Kind]:
+    """For every wording of a question the kind of path that it asks for."""
+    wordings = json.loads((folder / "wordings.json").read_text(encoding="utf-8"))
+    return {wording: (first, second) for wording, (first, second) in wordings.items()}
 
 
 def both_directions(graph: KnowledgeGraph) -> KnowledgeGraph:
@@ -77,24 +110,27 @@ def star(graph: KnowledgeGraph, pair: QAPair) -> Subgraph:
     return graph.subgraph(list(nodes), kept)
 
 
-def retrieve(graph: KnowledgeGraph, folder: Path, split: str) -> dict[str, float]:
-    """Writes subgraphs/SPLIT and, but for test, the answer that is learnt; returns what was found."""
+def retrieve(graph: KnowledgeGraph, folder: Path, split: str, method: Star | Paths) -> dict[str, float]:
+    """Writes subgraphs/SPLIT and, but for test, the answers that are learnt; returns what was found."""
     path = folder / "qa" / f"{split}.jsonl"
     pairs = read_qa(path)
-    stars = [star(graph, pair) for pair in pairs]
-    held = [np.isin(pair.answer_nodes, one.nodes).mean() for pair, one in zip(pairs, stars, strict=True)]
-    any_held = [np.isin(pair.answer_nodes, one.nodes).any() for pair, one in zip(pairs, stars, strict=True)]
+    found = [method.find(graph, pair) for pair in pairs]
+    held = [np.isin(pair.answer_nodes, one.nodes) for pair, one in zip(pairs, found, strict=True)]
     report = {
         "questions": len(pairs),
-        "answer_recall": float(np.mean(held)),
-        "any_answer_recall": float(np.mean(any_held)),
-        "mean_nodes": float(np.mean([len(one.nodes) for one in stars])),
-        "mean_edges": float(np.mean([len(one.edges) for one in stars])),
+        "answer_recall": float(np.mean([one.mean() for one in held])),
+        "any_answer_recall": float(np.mean([one.any() for one in held])),
+        "mean_nodes": float(np.mean([len(one.nodes) for one in found])),
+        "mean_edges": float(np.mean([len(one.edges) for one in found])),
     }
-    manifest = {"graph": "../../graph", "method": "facts of the entity", "parameters": {"facts": FACTS}}
     if split != "test":
-        write_jsonl(path, (to_json(first_listed(graph, *both)) for both in zip(pairs, stars, strict=True)))
-    write_subgraphs(folder / "subgraphs" / split, [pair.id for pair in pairs], stars, report, manifest)
+        learnt = [method.learnt(graph, *both) for both in zip(pairs, found, strict=True)]
+        found = [one for one, pair in zip(found, learnt, strict=True) if pair]
+        pairs = [pair for pair in learnt if pair]
+        report["left_out"] = len(learnt) - len(pairs)
+        write_jsonl(path, map(to_json, pairs))
+    manifest = {"graph": "../../graph", "method": type(method).__name__.lower(), "parameters": method.parameters}
+    write_subgraphs(folder / "subgraphs" / split, [pair.id for pair in pairs], found, report, manifest)
     return report
 
 
@@ -121,7 +157,7 @@ def shuffle_names(data: Path, folder: Path, seed: int = 0) -> Path:
     embed_graph(write_graph(folder / "graph", renamed, relations, np.array(graph.edges)).path, load_encoder(ENCODER))
     pairs = [rename(pair, graph, given) for pair in read_qa(data / "qa" / "test.jsonl")]
     write_jsonl(folder / "qa" / "test.jsonl", map(to_json, pairs))
-    retrieve(KnowledgeGraph.open(folder / "graph"), folder, "test")
+    retrieve(KnowledgeGraph.open(folder / "graph"), folder, "test", retriever(data))
     return folder
 
 

@@ -6,6 +6,16 @@ import numpy as np
 import pytest
 
 from benchmarks.metaqa_data import FACTS, both_directions, first_listed, rename, shuffled_within_types, star
+from benchmarks.metaqa_paths import (
+    BRANCHES,
+    TAILS,
+    Paths,
+    PathWriter,
+    Shape,
+    asked_kinds,
+    named_facts,
+    ways_to_ask,
+)
 from benchmarks.metaqa_texts import Shapes, Writer, question_templates, train_tokenizer
 from data_processor.graph_store import write_graph
 from data_processor.schema import QAPair
@@ -92,3 +102,73 @@ def test_shuffled_names_stay_within_their_type_and_question_and_answers_follow(g
     renamed = rename(pair, graph, given)
     assert renamed.question == f"who starred in {given[0]}"
     assert renamed.answers == (given[4], given[5])
+
+
+KINDS = {
+    "which films share the director of {}": ("directed_by", "directed"),
+    "who stars with {}": ("acted_in", "starred_actors"),
+}
+
+
+@pytest.fixture
+def two_hops():
+    return [
+        QAPair("q2", "which films share the director of Kill Bill", ("Alien",), (2,), (0,), type="2-hop"),
+        QAPair("q3", "who stars with Al Pacino", ("Uma Thurman",), (4,), (5,), type="2-hop"),
+    ]
+
+
+def test_a_wording_asks_for_the_kind_of_path_that_ends_at_its_answers(graph, two_hops):
+    assert asked_kinds(graph, two_hops) == KINDS
+
+
+def test_paths_never_lead_back_and_hold_the_facts_of_asked_kinds_alone(graph, two_hops):
+    paths = Paths(KINDS)
+    for pair in two_hops:
+        subgraph = paths.find(graph, pair)
+        facts = named_facts(graph, subgraph)
+        seed = pair.seed_nodes[0]
+        assert all(tail != seed for _, _, tail in facts) and subgraph.nodes[0] == seed
+        assert {name for head, name, _ in facts if head == seed} <= {first for first, _ in KINDS.values()}
+        assert set(pair.answer_nodes) <= set(subgraph.nodes.tolist())
+
+
+def test_of_many_neighbours_the_few_that_lead_on_in_most_ways_are_kept(tmp_path):
+    films = range(1, BRANCHES + 3)
+    nodes = [{"name": "P"}, *({"name": f"F{i}"} for i in films), *({"name": f"T{i}"} for i in range(TAILS + 2)),
+             {"name": "1994"}]  # fmt: skip
+    rich, year, first_tail = BRANCHES + 2, len(nodes) - 1, BRANCHES + 3
+    edges = [[0, 0, film] for film in films] + [[film, 1, first_tail] for film in films]
+    edges += [[rich, 1, first_tail + i] for i in range(1, TAILS + 2)] + [[rich, 2, year]]
+    relations = [{"name": "made"}, {"name": "tag"}, {"name": "year"}]
+    graph = write_graph(tmp_path / "fan", nodes, relations, np.array(edges))
+    paths = Paths({"tags of {}": ("made", "tag"), "years of {}": ("made", "year")})
+    facts = named_facts(graph, paths.find(graph, QAPair("q", "years of P", ("1994",), (year,), (0,))))
+    assert facts[0] == (0, "made", rich) and sum(name == "made" for _, name, _ in facts) == BRANCHES
+    assert sum((head, name) == (rich, "tag") for head, name, _ in facts) == TAILS
+    assert (rich, "year", year) in facts
+
+
+def test_the_learnt_answer_is_the_path_and_ends_at_an_answer(graph, two_hops):
+    paths = Paths(KINDS)
+    learnt = [paths.learnt(graph, pair, paths.find(graph, pair)) for pair in two_hops]
+    assert learnt[0].answers == (" | directed_by | Ridley Scott | directed | Alien",)
+    assert learnt[0].answer_nodes == (2,)
+    assert learnt[1].answers == (" | acted_in | Kill Bill | starred_actors | Uma Thurman",)
+    unknown = QAPair("q4", "an unknown wording about Heat", ("Alien",), (2,), (1,))
+    assert paths.learnt(graph, unknown, paths.find(graph, unknown)) is None
+
+
+def test_every_answer_of_a_text_of_paths_stands_in_its_facts(graph, two_hops):
+    paths = Paths(KINDS)
+    shapes = [Shape.of(graph, paths.find(graph, pair)) for pair in two_hops]
+    pool = [f"Name {i}" for i in range(40)]
+    writer = PathWriter(shapes, pool, {"film": ["Film A", "Film B", "Film C"]}, ways_to_ask(KINDS), 0.0)
+    for seed in range(40):
+        text = "".join(piece for piece, _ in writer.write(random.Random(seed)))
+        asked, answer = text.removeprefix("<|user|>").removesuffix("<|end|>").split("<|end|><|assistant|>")[:2]
+        facts, question = asked.strip("\n").split("\n\n")
+        topic = next(line.split(" | ")[0] for line in facts.split("\n"))
+        _, first, middle, second, end = answer.split("<|end|>")[0].split(" | ")
+        assert f"{topic} | {first} | {middle}" in facts and f"{middle} | {second} | {end}" in facts
+        assert KINDS[question.replace(topic, "{}")] == (first, second)
