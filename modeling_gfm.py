@@ -1,0 +1,1163 @@
+"""GFMForRetrieval: a graph network that reads a question at its entities and scores every node, then every document.
+
+Self-contained: this file is copied into every published model and imports installed packages only.
+
+Shapes: B questions, N nodes, E edges of a graph as it is stored, R relations (2R with the inverses that are added
+here), D width of the states, F width of the embeddings of questions and relations, P pairs (question, node) that are
+scored. States lie node by node, (N, B, D), so that one message is one contiguous row.
+
+    model = GFMForRetrieval.from_pretrained(folder_or_repo)
+    model.attach_graphs([GFMGraph.from_arrays(edges, num_nodes, relation_embeds)])
+    scores = model(graph_index, question_embeds=..., seed_nodes=..., seed_batch=...).logits      # (B, N)
+"""
+
+import importlib.util
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
+
+MESSAGES = ("distmult", "transe", "rotate")
+AGGREGATIONS = ("sum", "mean", "max", "min", "pna")
+RANKERS = ("simple", "idf", "topk", "idf_topk")
+CHUNK_BYTES = 64 * 2**20  # of messages that exist at one moment
+POSITIVE, NEGATIVE, LEFT_OUT = 1, 0, -1  # labels of pairs
+
+
+# ------------------------------------------------------------------------------------------------------ configuration
+class GFMConfig(PreTrainedConfig):
+    """Shape and loss of a graph retriever; the defaults are the published GFM-RAG-8M (arXiv 2502.01113).
+
+    Args:
+        feature_dim: F. feature_encoder: the text encoder of questions and relations; new graphs must use the same.
+        hidden_dim: D. num_layers: steps of message passing.
+        message: what an edge (u, r, v) sends from state h_u and relation vector x_r: `distmult` h_u * x_r
+            (arXiv 1412.6575), `transe` h_u + x_r (Bordes et al. 2013), `rotate` the product of complex numbers whose
+            real parts are the first half of the vector (1902.10197).
+        aggregation: of the messages at a node and its start state: `sum`, `mean`, `max`, `min`, or `pna` (2004.05718).
+        messages: `along` the edges (source to target, as written), or `against` them: relations and their inverses
+            change places. Weights trained with the fused kernel of NBFNet, ULTRA and GFM-RAG are `against`.
+        relation_source: `text`: x_r comes from the relation's embedding; `graph`: from a second network over the graph
+            of relations, as in ULTRA (2310.04562), which needs no text.
+        question_relations: the relation vectors of every layer are made from the question, too.
+        hold_unreached: a node's state stays zero until a message from a seed has reached it. Scores inside the ball of
+            `num_layers` steps around the seeds then do not depend on the rest of the graph.
+        seed_weights: a seed starts with 1 / (number of documents that name it) of the question's vector.
+        concat_hidden: the read-out sees the states of all layers.
+        bce_weight, list_ce_weight, softmax_weight: of the three losses. adversarial_temperature: of the weights of the
+            negatives in the first, 0 for equal ones.
+        document_weight: share of the loss that is taken over documents, 0 to 1.
+        ranker, top_entities: how entity scores become an order of documents: see `rank_documents`.
+
+    Raises:
+        ValueError: a name that is not in the lists above, or an odd hidden_dim with `rotate`.
+    """
+
+    model_type = "graphllm_gfm"
+    keys_to_ignore_at_inference = ["logits"]  # an evaluation would gather a score for every node
+
+    feature_dim: int = 768
+    feature_encoder: str | None = None
+    hidden_dim: int = 512
+    num_layers: int = 6
+    message: str = "distmult"
+    aggregation: str = "sum"
+    messages: str = "along"
+    relation_source: str = "text"
+    question_relations: bool = False
+    hold_unreached: bool = False
+    seed_weights: bool = False
+    concat_hidden: bool = False
+    bce_weight: float = 0.3
+    list_ce_weight: float = 0.7
+    softmax_weight: float = 0.0
+    adversarial_temperature: float = 0.2
+    document_weight: float = 0.0
+    ranker: str = "idf_topk"
+    top_entities: int = 20
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        for name, value, allowed in (
+            ("message", self.message, MESSAGES),
+            ("aggregation", self.aggregation, AGGREGATIONS),
+            ("messages", self.messages, ("along", "against")),
+            ("relation_source", self.relation_source, ("text", "graph")),
+            ("ranker", self.ranker, RANKERS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"The {name} {value!r} is not known. Choose one of {', '.join(allowed)}.")
+        if self.message == "rotate" and self.hidden_dim % 2:
+            raise ValueError(f"rotate pairs numbers, but hidden_dim is {self.hidden_dim}. Choose an even one.")
+
+
+# -------------------------------------------------------------------------------------------------------------- edges
+@dataclass
+class RelationalEdges:
+    """Edges sorted once by target, by source and by relation: what message passing and its backward walk along.
+
+    Attributes:
+        order: (E,) place among the sorted edges -> edge as it was given.
+        sources, relations, targets: (E,) int64, sorted by target; a message goes from source to target.
+        offsets: (N + 1,) where the edges of each target begin.
+        num_nodes, num_relations: how many there are.
+    """
+
+    order: Tensor
+    sources: Tensor
+    relations: Tensor
+    targets: Tensor
+    num_nodes: int
+    num_relations: int
+    offsets: Tensor = field(init=False)
+    _grouped: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.offsets = offsets_of(self.targets, self.num_nodes)
+
+    @classmethod
+    def sort(
+        cls, sources: Tensor, relations: Tensor, targets: Tensor, num_nodes: int, num_relations: int
+    ) -> "RelationalEdges":
+        """From edges (E,) in any order."""
+        order = torch.argsort(targets, stable=True)
+        return cls(order, sources[order], relations[order], targets[order], num_nodes, num_relations)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def grouped(self, name: str) -> tuple[Tensor, Tensor]:
+        """(offsets, places): the edges grouped by "source" or "relation", made when first asked for."""
+        if name not in self._grouped:
+            by_source = name == "source"
+            keys = self.sources if by_source else self.relations
+            offsets = offsets_of(keys, self.num_nodes if by_source else self.num_relations)
+            self._grouped[name] = offsets, torch.argsort(keys, stable=True)
+        return self._grouped[name]
+
+    def without(self, dropped: Tensor) -> "RelationalEdges":
+        """The same edges but those at the places `dropped` (x,) of the order in which they were given."""
+        kept = torch.ones(len(self), dtype=torch.bool, device=self.order.device)
+        kept[dropped] = False
+        kept = kept[self.order]
+        parts = self.order[kept], self.sources[kept], self.relations[kept], self.targets[kept]
+        return RelationalEdges(*parts, self.num_nodes, self.num_relations)
+
+    def to(self, device: torch.device) -> "RelationalEdges":
+        """The same edges on another device."""
+        parts = (one.to(device) for one in (self.order, self.sources, self.relations, self.targets))
+        return RelationalEdges(*parts, self.num_nodes, self.num_relations)
+
+
+def offsets_of(keys: Tensor, count: int) -> Tensor:
+    """(count + 1,): where each key begins once the keys (E,) are sorted."""
+    return F.pad(torch.bincount(keys, minlength=count).cumsum(0), (1, 0))
+
+
+def with_inverses(
+    edge_index: Tensor, relations: Tensor, num_nodes: int, num_relations: int, against: bool
+) -> RelationalEdges:
+    """Every edge (s, r, t) as it is and as (t, r + R, s); `against` swaps the ends of all messages.
+
+    Args:
+        edge_index: (2, E). relations: (E,). num_relations: R, without inverses.
+    """
+    sources, targets = edge_index.flip(0) if against else edge_index
+    both = torch.cat([sources, targets]), torch.cat([targets, sources])
+    kinds = torch.cat([relations, relations + num_relations])
+    return RelationalEdges.sort(both[0], kinds, both[1], num_nodes, 2 * num_relations)
+
+
+@dataclass
+class GFMGraph:
+    """One graph to score: the model holds it as a plain attribute, so it is never saved, cast or partitioned.
+
+    Attributes:
+        edge_index: (2, E) source above target; relations: (E,).
+        num_nodes, num_relations: N and R.
+        relation_embeds: (2R, F) float32, inverses after the others; None with relation_source "graph".
+        document_nodes: (k, 2) [document, node]. num_documents: how many there are.
+        name: said in messages.
+    """
+
+    edge_index: Tensor
+    relations: Tensor
+    num_nodes: int
+    num_relations: int
+    relation_embeds: Tensor | None = None
+    document_nodes: Tensor = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.long))
+    num_documents: int = 0
+    name: str = "graph"
+    derived: dict[Any, Any] = field(default_factory=dict, repr=False)  # what is made of it once: edges, backgrounds
+
+    @classmethod
+    def from_arrays(
+        cls,
+        edges: np.ndarray,
+        num_nodes: int,
+        num_relations: int,
+        relation_embeds: np.ndarray | None = None,
+        document_nodes: np.ndarray | None = None,
+        num_documents: int = 0,
+        name: str = "graph",
+    ) -> "GFMGraph":
+        """From the arrays of a graph folder.
+
+        Args:
+            edges: (E, 3) [source, relation, target].
+            relation_embeds: (R, F), whose inverses get the negative vectors, or (2R, F).
+            document_nodes: (k, 2) [document, node].
+
+        Raises:
+            ValueError: no edges, an id out of range, or as many embeddings as there are no relations.
+        """
+        triples = torch.from_numpy(np.array(edges, dtype=np.int64).reshape(-1, 3))
+        if not len(triples):
+            raise ValueError(f"{name} has no edges: nothing can be passed along. Import triples first.")
+        if int(triples[:, [0, 2]].max()) >= num_nodes or int(triples[:, 1].max()) >= num_relations:
+            raise ValueError(f"{name} has {num_nodes} nodes and {num_relations} relations; an edge names another one.")
+        if relation_embeds is not None:
+            table = torch.from_numpy(np.array(relation_embeds, dtype=np.float32))
+            table = torch.cat([table, -table]) if len(table) == num_relations else table
+            if len(table) != 2 * num_relations:
+                raise ValueError(f"{name} has {num_relations} relations, but {len(table)} embeddings; give one each.")
+            relation_embeds = table
+        links = np.zeros((0, 2)) if document_nodes is None else document_nodes
+        links = torch.from_numpy(np.array(links, dtype=np.int64))
+        ends, kinds = triples[:, [0, 2]].T.contiguous(), triples[:, 1].contiguous()
+        return cls(ends, kinds, num_nodes, num_relations, relation_embeds, links, num_documents, name)
+
+    def edges(self, against: bool, device: torch.device) -> RelationalEdges:
+        """All edges with their inverses, sorted when first asked for."""
+        key = ("edges", against, device)
+        if key not in self.derived:
+            sizes = self.num_nodes, self.num_relations
+            self.derived[key] = with_inverses(self.edge_index, self.relations, *sizes, against).to(device)
+        return self.derived[key]
+
+    def document_counts(self) -> Tensor:
+        """df (N,) float: how many documents name each node."""
+        return torch.bincount(self.document_nodes[:, 1], minlength=self.num_nodes).float()
+
+
+# ------------------------------------------------------------------------------------------------- message passing
+def message_of(kind: str, states: Tensor, relations: Tensor) -> Tensor:
+    """Messages (e, B, D) from states at their sources (e, B, D) and relation vectors (e, 1 or B, D)."""
+    if kind == "distmult":
+        return states * relations
+    if kind == "transe":
+        return states + relations
+    real, imaginary = states.chunk(2, -1)
+    turn_real, turn_imaginary = relations.chunk(2, -1)
+    product = real * turn_real - imaginary * turn_imaginary, real * turn_imaginary + imaginary * turn_real
+    return torch.cat(product, -1)
+
+
+def conjugate(vectors: Tensor) -> Tensor:
+    """Complex numbers (.., real half | imaginary half) with the sign of their imaginary halves changed."""
+    real, imaginary = vectors.chunk(2, -1)
+    return torch.cat([real, -imaginary], -1)
+
+
+def message_gradients(kind: str, grad: Tensor, states: Tensor, relations: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of `message_of` with respect to states and relations, (e, B, D) both."""
+    if kind == "distmult":
+        return grad * relations, grad * states
+    if kind == "transe":
+        return grad, grad
+    return message_of(kind, grad, conjugate(relations)), message_of(kind, grad, conjugate(states))
+
+
+class _Propagate(torch.autograd.Function):
+    """Sum, maximum or minimum of the messages at every node; keeps no message for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, relations: Tensor, edges: RelationalEdges, kind: str, reduce: str) -> Tensor:
+        kernels = cpu_kernels() if reduce == "sum" and states.device.type == "cpu" else None
+        if kernels is None:
+            result = propagate_in_chunks(states, relations, edges, kind, reduce)
+        else:
+            result = kernels.gather(edges.offsets, edges.sources, edges.relations, states, relations, kind)
+        ctx.save_for_backward(states, relations, *([] if reduce == "sum" else [result]))
+        ctx.edges, ctx.kind, ctx.reduce, ctx.kernels = edges, kind, reduce, kernels
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        states, relations, *result = ctx.saved_tensors
+        edges, kind = ctx.edges, ctx.kind
+        if ctx.kernels is None:
+            both = gradients_in_chunks(grad, states, relations, edges, kind, result[0] if result else None)
+        else:
+            both = ctx.kernels.gradients(grad.contiguous(), states, relations, edges, kind, ctx.needs_input_grad)
+        return *both, None, None, None
+
+
+def propagate(
+    states: Tensor, relations: Tensor, edges: RelationalEdges, kind: str = "distmult", reduce: str = "sum"
+) -> Tensor:
+    """What arrives at every node: the reduction of `message_of` over its incoming edges.
+
+    Forward and backward hold at most CHUNK_BYTES of messages, whatever the number of edges; sums are taken in float32
+    for narrower types. On a CPU sums run as compiled loops where numba is installed, with the same results.
+
+    Args:
+        states: (N, B, D). relations: (2R, 1, D) for all questions alike, or (2R, B, D).
+        kind: of the messages. reduce: "sum", or "max" or "min", where a node without messages gets -inf or inf.
+
+    Returns:
+        (N, B, D) of the type of `states`.
+    """
+    narrow = states.dtype in (torch.float16, torch.bfloat16)
+    wide = torch.float32 if narrow else states.dtype
+    with torch.autocast(states.device.type, enabled=False):
+        result = _Propagate.apply(states.to(wide).contiguous(), relations.to(wide).contiguous(), edges, kind, reduce)
+    return result.to(states.dtype)
+
+
+def chunks(edges: RelationalEdges, row_bytes: int) -> Iterator[slice]:
+    """Runs of edges whose messages take at most CHUNK_BYTES."""
+    step = max(1, CHUNK_BYTES // max(row_bytes, 1))
+    for start in range(0, len(edges), step):
+        yield slice(start, min(start + step, len(edges)))
+
+
+def row_bytes(states: Tensor) -> int:
+    return states.shape[1] * states.shape[2] * states.element_size()
+
+
+def propagate_in_chunks(
+    states: Tensor, relations: Tensor, edges: RelationalEdges, kind: str, reduce: str
+) -> Tensor:
+    """`propagate` in plain torch: the reference, and what runs on a GPU."""
+    empty = {"sum": 0.0, "max": -torch.inf, "min": torch.inf}[reduce]
+    result = torch.full_like(states, empty)
+    for part in chunks(edges, row_bytes(states)):
+        messages = message_of(kind, states[edges.sources[part]], relations[edges.relations[part]])
+        if reduce == "sum":
+            result.index_add_(0, edges.targets[part], messages)
+        else:
+            places = edges.targets[part, None, None].expand_as(messages)
+            result.scatter_reduce_(0, places, messages, "a" + reduce)
+    return result
+
+
+def gradients_in_chunks(
+    grad: Tensor, states: Tensor, relations: Tensor, edges: RelationalEdges, kind: str, extreme: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of states (N, B, D) and relations; of a maximum or minimum `extreme`, messages that tie share."""
+    of_states, of_relations = torch.zeros_like(states), torch.zeros_like(relations)
+
+    def parts() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+        for part in chunks(edges, row_bytes(states)):
+            sources, kinds, targets = edges.sources[part], edges.relations[part], edges.targets[part]
+            yield sources, kinds, targets, states[sources], relations[kinds]
+
+    if extreme is not None:
+        ties = torch.zeros_like(states)
+        for _, _, targets, at_source, at_edge in parts():
+            hit = message_of(kind, at_source, at_edge) == extreme[targets]
+            ties.index_add_(0, targets, hit.to(ties.dtype))
+        grad = grad / ties.clamp(min=1)
+    for sources, kinds, targets, at_source, at_edge in parts():
+        arriving = grad[targets]
+        if extreme is not None:
+            arriving = arriving * (message_of(kind, at_source, at_edge) == extreme[targets])
+        to_states, to_relations = message_gradients(kind, arriving, at_source, at_edge)
+        of_states.index_add_(0, sources, to_states)
+        if relations.shape[1] == 1:
+            to_relations = to_relations.sum(1, keepdim=True)
+        of_relations.index_add_(0, kinds, to_relations)
+    return of_states, of_relations
+
+
+# ---------------------------------------------------------------------------------------------- compiled loops (CPU)
+DISTMULT, TRANSE, ROTATE, COPY, ROTATE_BACK = range(5)
+FORWARD_CODES = {"distmult": DISTMULT, "transe": TRANSE, "rotate": ROTATE}
+BACKWARD_CODES = {"distmult": DISTMULT, "transe": COPY, "rotate": ROTATE_BACK}
+FLUSH = 256  # edges of one relation that are summed before the sum is added to the total: keeps float32 exact enough
+
+
+class CPUKernels:
+    """The sums of `propagate` as loops over rows, compiled by numba when first called."""
+
+    def __init__(self, gather: Callable[..., None], reduce_relations: Callable[..., None], set_threads: Any) -> None:
+        self._gather, self._reduce_relations, self._set_threads = gather, reduce_relations, set_threads
+        self._lock = threading.Lock()  # not every threading layer of numba may be entered twice at once
+
+    def _run(self, kernel: Callable[..., None], *arguments: Any) -> None:
+        arrays = [one.detach().numpy() if isinstance(one, Tensor) else one for one in arguments]
+        with self._lock:
+            self._set_threads(torch.get_num_threads())
+            kernel(*arrays)
+
+    def gather(
+        self, offsets: Tensor, ends: Tensor, kinds: Tensor, states: Tensor, relations: Tensor, kind: str | int
+    ) -> Tensor:
+        """Sums over each row's edges of messages from `ends` (E,) along `kinds` (E,)."""
+        code = FORWARD_CODES[kind] if isinstance(kind, str) else kind
+        result = torch.zeros_like(states)
+        self._run(self._gather, offsets, ends, kinds, states, relations, code, result)
+        return result
+
+    def gradients(
+        self, grad: Tensor, states: Tensor, relations: Tensor, edges: RelationalEdges, kind: str, needed: Any
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of states and relations where `needed`: the first is the same sum along the reversed edges."""
+        of_states = of_relations = None
+        if needed[0]:
+            offsets, places = edges.grouped("source")
+            ends, kinds = edges.targets[places], edges.relations[places]
+            of_states = self.gather(offsets, ends, kinds, grad, relations, BACKWARD_CODES[kind])
+        if needed[1]:
+            offsets, places = edges.grouped("relation")
+            of_relations = torch.zeros_like(relations)
+            ends = edges.sources[places], edges.targets[places]
+            self._run(self._reduce_relations, offsets, *ends, states, grad, BACKWARD_CODES[kind], of_relations)
+        return of_states, of_relations
+
+
+@cache
+def cpu_kernels() -> CPUKernels | None:
+    """The compiled loops; None where numba is not installed."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    import numba
+
+    row = numba.njit(cache=True)(add_message)
+
+    @numba.njit(parallel=True, cache=True)
+    def gather(offsets, ends, kinds, states, relations, code, result):  # noqa: ANN001, ANN202
+        shared = relations.shape[1] == 1
+        for node in numba.prange(len(offsets) - 1):
+            for edge in range(offsets[node], offsets[node + 1]):
+                for b in range(states.shape[1]):
+                    vector = relations[kinds[edge], 0 if shared else b]
+                    row(result[node, b], states[ends[edge], b], vector, code)
+
+    @numba.njit(parallel=True, cache=True)
+    def reduce_relations(offsets, sources, targets, states, grad, code, result):  # noqa: ANN001, ANN202
+        shared = result.shape[1] == 1
+        for relation in numba.prange(len(offsets) - 1):
+            part = np.zeros_like(result[relation])
+            for edge in range(offsets[relation], offsets[relation + 1]):
+                for b in range(states.shape[1]):
+                    row(part[0 if shared else b], grad[targets[edge], b], states[sources[edge], b], code)
+                if (edge - offsets[relation]) % FLUSH == FLUSH - 1:
+                    result[relation] += part
+                    part[:] = 0
+            result[relation] += part
+
+    return CPUKernels(gather, reduce_relations, lambda count: numba.set_num_threads(
+        min(count, numba.config.NUMBA_NUM_THREADS)))  # fmt: skip
+
+
+def add_message(result: np.ndarray, state: np.ndarray, relation: np.ndarray, code: int) -> None:
+    """Adds one message (D,) to `result`: the body of the compiled loops."""
+    if code == DISTMULT:
+        for i in range(len(result)):
+            result[i] += state[i] * relation[i]
+    elif code == TRANSE:
+        for i in range(len(result)):
+            result[i] += state[i] + relation[i]
+    elif code == COPY:
+        for i in range(len(result)):
+            result[i] += state[i]
+    else:
+        half = len(result) // 2
+        sign = 1.0 if code == ROTATE else -1.0
+        for i in range(half):
+            turn = sign * relation[half + i]
+            result[i] += state[i] * relation[i] - state[half + i] * turn
+            result[half + i] += state[i] * turn + state[half + i] * relation[i]
+
+
+# -------------------------------------------------------------------------------------------------------------- layers
+class GFMLayer(nn.Module):
+    """One step: relation vectors, messages, their reduction with the start state, a new state.
+
+    GFM-RAG (arXiv 2502.01113, section 3.2) after NBFNet (2106.06935): H' = ReLU(LayerNorm(Linear([H ; M]))) + H, where
+    M reduces the messages and the start state.
+    """
+
+    def __init__(self, config: GFMConfig, num_meta_relations: int = 0) -> None:
+        super().__init__()
+        width = config.hidden_dim
+        self.message, self.aggregation = config.message, config.aggregation
+        self.relation_table = nn.Embedding(num_meta_relations, width) if num_meta_relations else None
+        if self.relation_table is None:
+            self.relation_mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        self.question = nn.Linear(width, width, bias=False) if config.question_relations else None
+        self.linear = nn.Linear((13 if self.aggregation == "pna" else 2) * width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def relation_vectors(self, relations: Tensor | None, question: Tensor | None) -> Tensor:
+        """x_r of this layer.
+
+        Args:
+            relations: (2R, 1 or B, D), or None for a layer with its own table.
+            question: (B, D), read with question_relations only.
+
+        Returns:
+            (2R, 1 or B, D).
+        """
+        if self.relation_table is not None:
+            return self.relation_table.weight[:, None]
+        if self.question is None:
+            return self.relation_mlp(relations)
+        first, activation, last = self.relation_mlp
+        return last(activation(first(relations) + self.question(question)))
+
+    def forward(self, states: Tensor, start: Tensor, edges: RelationalEdges, vectors: Tensor) -> Tensor:
+        """States (N, B, D) after this step; `start` (N, B, D) is what they were before the first one."""
+        return self.update(states, self.aggregate(states, start, edges, vectors))
+
+    def update(self, states: Tensor, aggregate: Tensor) -> Tensor:
+        """The new states from the old ones (N, B, D) and what has arrived (N, B, D or 12D)."""
+        width = states.shape[-1]
+        mixed = F.linear(states, self.linear.weight[:, :width], self.linear.bias)
+        mixed = mixed + F.linear(aggregate, self.linear.weight[:, width:])
+        return F.relu(self.norm(mixed)) + states
+
+    def aggregate(self, states: Tensor, start: Tensor, edges: RelationalEdges, vectors: Tensor) -> Tensor:
+        """Messages and the start state at every node, reduced (N, B, D), or (N, B, 12D) with pna."""
+        arguments = states, vectors, edges, self.message
+        if self.aggregation == "max":
+            return torch.maximum(propagate(*arguments, "max"), start)
+        if self.aggregation == "min":
+            return torch.minimum(propagate(*arguments, "min"), start)
+        total = propagate(*arguments) + start
+        if self.aggregation == "sum":
+            return total
+        count = (edges.offsets.diff() + 1).to(total.dtype)[:, None, None]
+        if self.aggregation == "mean":
+            return total / count
+        return self._principal(total / count, count, start, arguments)
+
+    def _principal(self, mean: Tensor, count: Tensor, start: Tensor, arguments: tuple) -> Tensor:
+        """Mean, maximum, minimum and deviation, as they are and scaled both ways by degree (arXiv 2004.05718)."""
+        highest = torch.maximum(propagate(*arguments, "max"), start)
+        lowest = torch.minimum(propagate(*arguments, "min"), start)
+        square = (sum_of_squares(*arguments) + start.square()) / count
+        deviation = (square - mean.square()).clamp(min=1e-6).sqrt()
+        features = torch.cat([mean, highest, lowest, deviation], -1)
+        scale = count.log()
+        scale = scale / scale.mean().clamp(min=1e-6)
+        return torch.cat([features, features * scale, features / scale.clamp(min=1e-2)], -1)
+
+
+def sum_of_squares(states: Tensor, relations: Tensor, edges: RelationalEdges, kind: str) -> Tensor:
+    """The sum of squared messages at every node (N, B, D), written as sums that `propagate` knows."""
+    if kind == "distmult":
+        return propagate(states.square(), relations.square(), edges)
+    if kind == "transe":
+        product = propagate(states, relations, edges)
+        return propagate(states.square(), relations.square(), edges, "transe") + 2 * product
+    real, imaginary = states.chunk(2, -1)
+    turn_real, turn_imaginary = relations.chunk(2, -1)
+    crossed = 2 * propagate(real * imaginary, turn_real * turn_imaginary, edges)
+
+    def squares(first: Tensor, second: Tensor) -> Tensor:
+        return propagate(first.square(), second.square(), edges)
+
+    of_real = squares(real, turn_real) + squares(imaginary, turn_imaginary) - crossed
+    of_imaginary = squares(real, turn_imaginary) + squares(imaginary, turn_real) + crossed
+    return torch.cat([of_real, of_imaginary], -1)
+
+
+class RelationNetwork(nn.Module):
+    """Relation vectors without text: a network over the graph of relations that share an end (arXiv 2310.04562).
+
+    Two relations are joined as head-head, tail-tail, head-tail or tail-head where an entity stands at those ends.
+    """
+
+    def __init__(self, config: GFMConfig) -> None:
+        super().__init__()
+        shape = {"hidden_dim": config.hidden_dim, "message": config.message, "aggregation": config.aggregation}
+        self.layers = nn.ModuleList(GFMLayer(GFMConfig(**shape), 4) for _ in range(config.num_layers))
+
+    def forward(self, edges: RelationalEdges, queries: Tensor) -> Tensor:
+        """(2R, B, D): every relation as seen from the query relations (B,)."""
+        width = self.layers[0].norm.normalized_shape[0]
+        start = self.layers[0].linear.weight.new_zeros(edges.num_nodes, len(queries), width)
+        start[queries, torch.arange(len(queries), device=queries.device)] = 1
+        states = start
+        for layer in self.layers:
+            states = layer(states, start, edges, layer.relation_vectors(None, None))
+        return states
+
+
+def relation_graph(edges: RelationalEdges, against: bool) -> RelationalEdges:
+    """The graph of relations of a graph with inverses: nodes are its 2R relations, edges of four kinds.
+
+    An edge (p, kind, q) stands where some entity is the head of p and of q (kind 0), the tail of both (1), the head of
+    p and the tail of q (2), or the tail of p and the head of q (3).
+    """
+    count = edges.num_relations
+    heads, tails = (edges.targets, edges.sources) if against else (edges.sources, edges.targets)
+
+    def incidence(ends: Tensor) -> Tensor:
+        pairs = torch.unique(torch.stack([edges.relations, ends]), dim=1)
+        ones = torch.ones(pairs.shape[1], device=pairs.device)
+        return torch.sparse_coo_tensor(pairs, ones, (count, edges.num_nodes)).coalesce()
+
+    at_head, at_tail = incidence(heads), incidence(tails)
+    pairs = []
+    for kind, (first, second) in enumerate(
+        ((at_head, at_head), (at_tail, at_tail), (at_head, at_tail), (at_tail, at_head))
+    ):
+        joined = torch.sparse.mm(first, second.t().coalesce()).coalesce().indices()
+        pairs.append(torch.cat([joined, torch.full_like(joined[:1], kind)]))
+    sources, targets, kinds = torch.cat(pairs, 1)
+    if against:
+        sources, targets = targets, sources
+    return RelationalEdges.sort(sources, kinds, targets, count, 4)
+
+
+# --------------------------------------------------------------------------------------------------------------- model
+@dataclass
+class GFMOutput(ModelOutput):
+    """What `GFMForRetrieval.forward` returns.
+
+    Attributes:
+        loss: with targets.
+        logits: (B, N) of all nodes; (N,) of the nodes of a union of subgraphs; (P,) of the targets and then the
+            negatives where those were given.
+        ranks: (T, 2) outside training, with targets: see `filtered_ranks`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    ranks: Tensor | None = None
+
+
+class GFMForRetrieval(PreTrainedModel):
+    """Question and seed nodes -> a score for every node (arXiv 2502.01113).
+
+    The question's vector starts at its entities, travels along the edges for `num_layers` steps, and a small network
+    reads each node's last state beside the question. Graphs are attached with `attach_graphs`.
+    """
+
+    config_class = GFMConfig
+    base_model_prefix = "gfm"
+
+    def __init__(self, config: GFMConfig) -> None:
+        super().__init__(config)
+        width = config.hidden_dim
+        self.from_text = config.relation_source == "text"
+        if self.from_text:
+            self.relation_projection = nn.Linear(config.feature_dim, width)
+            self.question_projection = nn.Linear(config.feature_dim, width)
+        else:
+            self.relation_network = RelationNetwork(config)
+        self.layers = nn.ModuleList(GFMLayer(config) for _ in range(config.num_layers))
+        read = width * (1 + (config.num_layers if config.concat_hidden else 1))
+        self.readout = nn.Sequential(nn.Linear(read, read), nn.ReLU(), nn.Linear(read, 1))
+        self.graphs: list[GFMGraph] = []
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The defaults of torch, which the published weights started from."""
+        if isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+
+    def attach_graphs(self, graphs: Sequence[GFMGraph]) -> None:
+        """The graphs that `graph_index` chooses from, in this order; earlier ones are let go.
+
+        Raises:
+            ValueError: a graph without relation embeddings, or of another width than the model reads.
+        """
+        for graph in graphs if self.from_text else ():
+            found = None if graph.relation_embeds is None else graph.relation_embeds.shape[1]
+            if found != self.config.feature_dim:
+                has = "no relation embeddings" if found is None else f"relation embeddings of width {found}"
+                raise ValueError(
+                    f"{graph.name} has {has}, the model reads width {self.config.feature_dim}. Embed the graph with "
+                    f"{self.config.feature_encoder or 'the encoder that the model was trained with'}."
+                )
+        self.graphs = list(graphs)
+
+    def forward(
+        self,
+        graph_index: Tensor,
+        seed_nodes: Tensor,
+        seed_batch: Tensor,
+        question_embeds: Tensor | None = None,
+        query_relations: Tensor | None = None,
+        target_nodes: Tensor | None = None,
+        target_batch: Tensor | None = None,
+        known_nodes: Tensor | None = None,
+        known_batch: Tensor | None = None,
+        negative_nodes: Tensor | None = None,
+        removed_edges: Tensor | None = None,
+        edge_index: Tensor | None = None,
+        edge_relations: Tensor | None = None,
+        node_batch: Tensor | None = None,
+        target_documents: Tensor | None = None,
+        target_document_batch: Tensor | None = None,
+    ) -> GFMOutput:
+        """Scores; the loss, too, where targets are given, and their ranks outside training.
+
+        Args:
+            graph_index: (1,) place among the attached graphs.
+            seed_nodes, seed_batch: (S,) nodes at which a question starts, and which question that is.
+            question_embeds: (B, F), or query_relations: (B,) r for (seed, r, ?) and r + R for (?, r, seed).
+            target_nodes, target_batch: (T,) answers. known_nodes, known_batch: (K,) answers that are neither targets
+                nor wrong: left out of loss and ranks.
+            negative_nodes: (B, C) what the targets are compared with; by default every other node.
+            removed_edges: (x,) rows of the graph's edges that are not there for this batch, nor their inverses.
+            edge_index, edge_relations, node_batch: (2, e), (e,), (n,) the union of one subgraph per question; then all
+                nodes are places in the union, and only its nodes are scored.
+            target_documents, target_document_batch: (T',) rows of supporting documents.
+
+        Raises:
+            ValueError: no such graph attached, or neither or both of question_embeds and query_relations.
+        """
+        graph = self._graph(graph_index)
+        if (question_embeds is None) == (query_relations is None):
+            raise ValueError("Give either question_embeds or query_relations.")
+        edges = self._edges(graph, removed_edges)
+        question, relations = self._read_question(graph, edges, question_embeds, query_relations)
+        if edge_index is not None:
+            edges = self._union(graph, edge_index, edge_relations, node_batch, len(question))
+        start = self._start(graph, question, seed_nodes, seed_batch, node_batch)
+        states = self._run(start, edges, question, relations, node_batch is not None)
+        return self._output(
+            graph, states, question, node_batch,
+            (target_nodes, target_batch), (known_nodes, known_batch), negative_nodes,
+            (target_documents, target_document_batch),
+        )  # fmt: skip
+
+    def _graph(self, graph_index: Tensor) -> GFMGraph:
+        place = int(graph_index)
+        if not 0 <= place < len(self.graphs):
+            raise ValueError(f"Graph {place} of {len(self.graphs)} is asked for; attach_graphs comes first.")
+        return self.graphs[place]
+
+    def _edges(self, graph: GFMGraph, removed: Tensor | None = None) -> RelationalEdges:
+        edges = graph.edges(self.config.messages == "against", self.device)
+        if removed is None or not len(removed):
+            return edges
+        return edges.without(torch.cat([removed, removed + graph.edge_index.shape[1]]))
+
+    def _read_question(
+        self, graph: GFMGraph, edges: RelationalEdges, embeds: Tensor | None, queries: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(question vectors (B, D), relation vectors (2R, 1 or B, D))."""
+        if not self.from_text:
+            if queries is None:
+                raise ValueError("A model with relation_source 'graph' reads query_relations, not questions.")
+            relations = self.relation_network(self._relation_graph(graph, edges), queries)
+            return relations[queries, torch.arange(len(queries), device=queries.device)], relations
+        table = graph.relation_embeds.to(self.device, self.dtype)
+        embeds = table[queries] if embeds is None else embeds.to(self.dtype)
+        return self.question_projection(embeds), self.relation_projection(table)[:, None]
+
+    def _relation_graph(self, graph: GFMGraph, edges: RelationalEdges) -> RelationalEdges:
+        key = ("relation graph", self.config.messages, self.device)
+        if key not in graph.derived:
+            graph.derived[key] = relation_graph(edges, self.config.messages == "against")
+        return graph.derived[key]
+
+    def _union(
+        self, graph: GFMGraph, edge_index: Tensor, relations: Tensor, node_batch: Tensor, questions: int
+    ) -> RelationalEdges:
+        """The edges of a union of subgraphs; with relation vectors per question each has its own relation ids."""
+        against, count = self.config.messages == "against", graph.num_relations
+        per_question = self.config.question_relations or not self.from_text
+        if per_question:
+            relations = relations + 2 * count * node_batch[edge_index[0]]
+        edges = with_inverses(edge_index, relations, len(node_batch), count, against)
+        edges.num_relations = 2 * count * (questions if per_question else 1)
+        return edges
+
+    def _start(
+        self, graph: GFMGraph, question: Tensor, seeds: Tensor, batch: Tensor, node_batch: Tensor | None
+    ) -> Tensor:
+        """States before the first step (N, B, D), or (n, 1, D) of a union: the question's vector at its seeds."""
+        vectors = question[batch]
+        if self.config.seed_weights and node_batch is None:
+            counts = graph.document_counts().to(question)[seeds]
+            vectors = vectors * torch.where(counts > 0, 1 / counts.clamp(min=1), 0.0)[:, None]
+        if node_batch is None:
+            start = question.new_zeros(graph.num_nodes, *question.shape)
+            return start.index_put((seeds, batch), vectors)
+        start = question.new_zeros(len(node_batch), 1, question.shape[1])
+        return start.index_put((seeds, torch.zeros_like(seeds)), vectors)
+
+    def _run(
+        self, start: Tensor, edges: RelationalEdges, question: Tensor, relations: Tensor, union: bool,
+        trace: list[tuple[Tensor, Tensor, Tensor]] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The last states (N, B, D), or those of all layers side by side; `trace` gets what evidence needs."""
+        states, history = start, []
+        reached = start.detach().ne(0).any(-1) if self.config.hold_unreached else None
+        for layer in self.layers:
+            vectors = layer.relation_vectors(relations, question)
+            if union and vectors.shape[1] > 1:
+                vectors = vectors.transpose(0, 1).reshape(-1, 1, vectors.shape[-1])  # (B 2R, 1, D)
+            aggregate = layer.aggregate(states, start, edges, vectors)
+            if trace is not None:
+                trace.append((states, vectors, aggregate))
+            states = layer.update(states, aggregate)
+            if reached is not None:
+                reached = spread_reach(reached, edges)
+                states = states * reached[..., None]
+            history.append(states)
+        return torch.cat(history, -1) if self.config.concat_hidden else states
+
+    def score(self, states: Tensor, question: Tensor) -> Tensor:
+        """Logits (...) of states (..., D) beside the questions (..., D) that are asked of them."""
+        first, activation, last = self.readout
+        width = states.shape[-1]
+        hidden = F.linear(states, first.weight[:, :width])
+        hidden = hidden + F.linear(question, first.weight[:, width:], first.bias)
+        return last(activation(hidden)).squeeze(-1)
+
+    def _output(
+        self, graph: GFMGraph, states: Tensor, question: Tensor, node_batch: Tensor | None,
+        targets: tuple[Tensor | None, Tensor | None], known: tuple[Tensor | None, Tensor | None],
+        negatives: Tensor | None, documents: tuple[Tensor | None, Tensor | None],
+    ) -> GFMOutput:  # fmt: skip
+        count, (nodes, batch) = len(question), targets
+        if node_batch is not None:
+            logits, questions = self.score(states[:, 0], question[node_batch]), node_batch
+            places = nodes
+        elif negatives is not None and nodes is not None:
+            rows = torch.arange(count, device=batch.device).repeat_interleave(negatives.shape[1])
+            nodes, questions = torch.cat([nodes, negatives.reshape(-1)]), torch.cat([batch, rows])
+            logits = self.score(states[nodes, questions], question[questions])
+            places = torch.arange(len(batch), device=batch.device)
+        else:
+            logits = self.score(states, question).T.contiguous()  # (B, N)
+            questions = torch.arange(count, device=logits.device).repeat_interleave(graph.num_nodes)
+            places = None if nodes is None else batch * graph.num_nodes + nodes
+        if places is None:
+            return GFMOutput(logits=logits)
+        labels = torch.full_like(questions, NEGATIVE)
+        if known[0] is not None and negatives is None:
+            offset = 0 if node_batch is not None else known[1] * graph.num_nodes
+            labels[offset + known[0]] = LEFT_OUT
+        labels[places] = POSITIVE
+        loss = self.loss(logits.reshape(-1), questions, labels, count)
+        if documents[0] is not None and self.config.document_weight:
+            share = self.config.document_weight
+            loss = (1 - share) * loss + share * self._document_loss(logits, graph, *documents)
+        ranks = None if self.training else filtered_ranks(logits.reshape(-1), questions, labels, places)
+        return GFMOutput(loss, logits, ranks)
+
+    def loss(self, logits: Tensor, questions: Tensor, labels: Tensor, count: int) -> Tensor:
+        """The weighted losses over pairs.
+
+        Args:
+            logits: (P,). questions: (P,) which question each pair is of. labels: (P,). count: B.
+        """
+        logits, config = logits.float(), self.config
+        total = logits.new_zeros(())
+        if config.bce_weight:
+            temperature = config.adversarial_temperature
+            total = total + config.bce_weight * bce_loss(logits, questions, labels, count, temperature)
+        if config.list_ce_weight:
+            total = total + config.list_ce_weight * list_ce_loss(logits, questions, labels, count)
+        if config.softmax_weight:
+            total = total + config.softmax_weight * softmax_loss(logits, questions, labels, count)
+        return total
+
+    def _document_loss(self, logits: Tensor, graph: GFMGraph, documents: Tensor, batch: Tensor) -> Tensor:
+        scores = sum_by_document(logits, graph)
+        labels = torch.full(scores.shape, NEGATIVE, device=scores.device)
+        labels[batch, documents] = POSITIVE
+        rows = torch.arange(len(scores), device=scores.device).repeat_interleave(scores.shape[1])
+        return self.loss(scores.reshape(-1), rows, labels.reshape(-1), len(scores))
+
+    # -------------------------------------------------------------------------------------------------- inference
+    def evidence(
+        self, graph_index: Tensor, seed_nodes: Tensor, seed_batch: Tensor, question_embeds: Tensor,
+        edge_index: Tensor, edge_relations: Tensor, node_batch: Tensor, top: int = 10,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Scores and what each edge did for them, by the very function that scores.
+
+        The importance of an edge is the derivative of the sum of each question's `top` best scores with respect to a
+        weight on the edge's messages, both directions and all steps together (as NBFNet explains paths, arXiv
+        2106.06935, section 4.4).
+
+        Args:
+            As for `forward`, with the union of one subgraph per question.
+
+        Returns:
+            (scores (n,), importances (e,)).
+
+        Raises:
+            ValueError: an aggregation other than sum or mean, where a weight on a message has no such meaning.
+        """
+        if self.config.aggregation not in ("sum", "mean"):
+            raise ValueError(f"Evidence needs the aggregation sum or mean, this model has {self.config.aggregation}.")
+        graph, trace = self._graph(graph_index), []
+        with torch.enable_grad():
+            whole = self._edges(graph)
+            question, relations = self._read_question(graph, whole, question_embeds, None)
+            edges = self._union(graph, edge_index, edge_relations, node_batch, len(question))
+            start = self._start(graph, question, seed_nodes, seed_batch, node_batch).detach().requires_grad_()
+            states = self._run(start, edges, question, relations, True, trace)
+            scores = self.score(states[:, 0], question[node_batch])
+            best = torch.cat([places for places in top_places(scores, node_batch, len(question), top)])
+            grads = torch.autograd.grad(scores[best].sum(), [aggregate for _, _, aggregate in trace])
+        importance = scores.new_zeros(len(edges))
+        count = (edges.offsets.diff() + 1).to(scores.dtype)[:, None, None]
+        for (states, vectors, _), grad in zip(trace, grads, strict=True):
+            grad = grad / count if self.config.aggregation == "mean" else grad
+            for part in chunks(edges, row_bytes(states)):
+                sent = message_of(self.config.message, states[edges.sources[part]], vectors[edges.relations[part]])
+                importance[part] += (grad[edges.targets[part]] * sent).sum((1, 2))
+        given = torch.zeros_like(importance).index_copy(0, edges.order, importance.detach())
+        return scores.detach(), given.reshape(2, -1).sum(0)
+
+    @torch.no_grad()
+    def score_near(self, graph_index: Tensor, seed_nodes: Tensor, question_embeds: Tensor) -> Tensor:
+        """The same scores as `forward` for one question (1, N), computed only in the ball of its seeds.
+
+        Outside the ball of l steps a node's state after step l is the same for every question: it is taken from a
+        background that is computed once per graph and weights, or is zero with hold_unreached.
+
+        Args:
+            seed_nodes: (S,). question_embeds: (1, F).
+
+        Raises:
+            ValueError: a configuration in which states outside the ball do depend on the question.
+        """
+        config = self.config
+        constant = config.hold_unreached or not config.question_relations
+        if not (constant and self.from_text) or config.concat_hidden or config.seed_weights or self._averages:
+            raise ValueError("score_near needs text relations, no concat_hidden, seed_weights or pna, and relation "
+                             "vectors without the question or hold_unreached. Call forward instead.")  # fmt: skip
+        graph = self._graph(graph_index)
+        edges = self._edges(graph)
+        question, relations = self._read_question(graph, edges, question_embeds, None)
+        background = None if config.hold_unreached else self._background(graph, edges, relations)
+        ball = torch.unique(seed_nodes)
+        states = question.expand(len(ball), -1)
+        for place, layer in enumerate(self.layers):
+            vectors = layer.relation_vectors(relations, question)
+            behind = None if background is None else background[place]
+            ball, states = self._step_near(layer, edges, vectors, ball, states, seed_nodes, question, behind)
+        return self._score_ball(graph, question, ball, states, None if background is None else background[-1])
+
+    @property
+    def _averages(self) -> bool:
+        return self.config.aggregation == "pna"  # its scale is a mean over all nodes
+
+    def _step_near(
+        self, layer: GFMLayer, edges: RelationalEdges, vectors: Tensor, ball: Tensor, states: Tensor,
+        seeds: Tensor, question: Tensor, behind: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """One step from the states (b, D) of a ball: (the next ball (b',), its states (b', D)).
+
+        Args:
+            behind: (N, D) what every other node holds; None: zero.
+        """
+        offsets, places = edges.grouped("source")
+        after = torch.unique(torch.cat([ball, edges.targets[places[ranges(offsets, ball)]]]))
+        arriving = ranges(edges.offsets, after)
+        sources = edges.sources[arriving]
+        local = torch.full((edges.num_nodes,), -1, device=after.device)
+        local[after] = torch.arange(len(after), device=after.device)
+        others = torch.unique(sources[local[sources] < 0])
+        local[others] = len(after) + torch.arange(len(others), device=after.device)
+        rows = torch.cat([after, others])
+        before = states.new_zeros(len(rows), states.shape[1]) if behind is None else behind[rows]
+        before[local[ball]] = states
+        start = torch.zeros_like(before)
+        start[local[seeds]] = question
+        targets = torch.repeat_interleave(torch.arange(len(after), device=after.device), edges.degrees[after])
+        kinds, order = edges.relations[arriving], arriving
+        near = RelationalEdges(order, local[sources], kinds, targets, len(rows), edges.num_relations)
+        aggregate = layer.aggregate(before[:, None], start[:, None], near, vectors)[: len(after)]
+        return after, layer.update(before[: len(after), None], aggregate)[:, 0]
+
+    def _background(self, graph: GFMGraph, edges: RelationalEdges, relations: Tensor) -> list[Tensor]:
+        """States (N, D) before every step and after the last where no question starts; kept while weights stand."""
+        weights = tuple((one.data_ptr(), one._version) for one in self.parameters())
+        kept = graph.derived.get("background")
+        if kept is None or kept[0] != weights:
+            states = relations.new_zeros(graph.num_nodes, 1, relations.shape[-1])
+            start, found = states, [states[:, 0]]
+            for layer in self.layers:
+                states = layer(states, start, edges, layer.relation_vectors(relations, None))
+                found.append(states[:, 0])
+            first = self.readout[0].weight[:, : states.shape[-1]]
+            kept = graph.derived["background"] = weights, found, F.linear(found[-1], first)
+        return kept[1]
+
+    def _score_ball(
+        self, graph: GFMGraph, question: Tensor, ball: Tensor, states: Tensor, behind: Tensor | None
+    ) -> Tensor:
+        first, activation, last = self.readout
+        asked = F.linear(question, first.weight[:, states.shape[-1] :], first.bias)
+        if behind is None:
+            scores = last(activation(asked)).reshape(1).repeat(graph.num_nodes)
+        else:
+            scores = last(activation(graph.derived["background"][2] + asked)).squeeze(-1)
+        scores[ball] = self.score(states, question)
+        return scores[None]
+
+
+def ranges(offsets: Tensor, rows: Tensor) -> Tensor:
+    """The numbers offsets[r] .. offsets[r + 1] - 1 of every row r, one after the other."""
+    lengths = offsets[rows + 1] - offsets[rows]
+    ends = lengths.cumsum(0)
+    shifts = torch.repeat_interleave(offsets[rows] - ends + lengths, lengths)
+    return torch.arange(len(shifts), device=rows.device) + shifts
+
+
+def spread_reach(reached: Tensor, edges: RelationalEdges) -> Tensor:
+    """Which (node, question) (N, B) bool a message has reached one step later."""
+    arrived = torch.zeros(reached.shape, device=reached.device)
+    arrived.index_add_(0, edges.targets, reached[edges.sources].float())
+    return reached | (arrived > 0)
+
+
+def top_places(scores: Tensor, questions: Tensor, count: int, top: int) -> Iterator[Tensor]:
+    """For each of `count` questions the places of its `top` best scores (P,)."""
+    for question in range(count):
+        places = (questions == question).nonzero()[:, 0]
+        yield places[scores[places].topk(min(top, len(places))).indices]
+
+
+# -------------------------------------------------------------------------------------------------------------- losses
+def sum_of(values: Tensor, questions: Tensor, count: int) -> Tensor:
+    """Sums (B,) of values (P,) by question."""
+    return values.new_zeros(count).index_add(0, questions, values)
+
+
+def mean_over_asked(losses: Tensor, labels: Tensor, questions: Tensor, count: int) -> Tensor:
+    """The mean of losses (B,) over the questions that have a positive."""
+    asked = sum_of((labels == POSITIVE).float(), questions, count) > 0
+    return losses[asked].sum() / asked.sum().clamp(min=1)
+
+
+def bce_loss(logits: Tensor, questions: Tensor, labels: Tensor, count: int, temperature: float) -> Tensor:
+    """Binary cross-entropy; the positives of a question weigh as much as its negatives (self-adversarial, 1902.10197).
+
+    Negatives weigh softmax(logit / temperature) without gradient, or equally with temperature 0.
+
+    Args:
+        logits, questions, labels: (P,), pair by pair. count: B.
+    """
+    positive, negative = (labels == POSITIVE).float(), (labels == NEGATIVE).float()
+    weights = positive / sum_of(positive, questions, count).clamp(min=1)[questions]
+    shares = negative
+    if temperature > 0:
+        with torch.no_grad():
+            scaled = torch.where(negative > 0, logits / temperature, -torch.inf)
+            shares = (scaled - peak(scaled, questions, count)[questions]).exp()
+    weights = weights + shares / sum_of(shares, questions, count).clamp(min=1e-20)[questions]
+    losses = weights * F.binary_cross_entropy_with_logits(logits, positive, reduction="none")
+    total = sum_of(losses, questions, count) / sum_of(weights, questions, count).clamp(min=1e-20)
+    return mean_over_asked(total, labels, questions, count)
+
+
+def peak(values: Tensor, questions: Tensor, count: int) -> Tensor:
+    """The largest finite value of each question (B,), or 0."""
+    highest = values.new_full((count,), -torch.inf).scatter_reduce(0, questions, values, "amax")
+    return torch.where(highest.isfinite(), highest, 0.0)
+
+
+def list_ce_loss(logits: Tensor, questions: Tensor, labels: Tensor, count: int) -> Tensor:
+    """-log of each positive's share of all sigmoid scores, as GFM-RAG's program computes it; arguments as above."""
+    scores = torch.where(labels == LEFT_OUT, 0.0, logits.sigmoid())
+    shares = scores / (sum_of(scores, questions, count) + 1e-5)[questions]
+    positive = (labels == POSITIVE).float()
+    losses = sum_of(-(shares + 1e-5).log() * positive, questions, count)
+    return mean_over_asked(losses / sum_of(positive, questions, count).clamp(min=1), labels, questions, count)
+
+
+def softmax_loss(logits: Tensor, questions: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Cross-entropy of each positive against the negatives of its question; arguments as above."""
+    negative, positive = labels == NEGATIVE, (labels == POSITIVE).float()
+    highest = peak(logits.detach(), questions, count)[questions]
+    shifted = (logits - highest).clamp(min=-80)
+    against = sum_of(torch.where(negative, shifted.exp(), 0.0), questions, count)[questions]
+    losses = sum_of(((shifted.exp() + against).log() - shifted) * positive, questions, count)
+    return mean_over_asked(losses / sum_of(positive, questions, count).clamp(min=1), labels, questions, count)
+
+
+# ------------------------------------------------------------------------------------------------- ranks and documents
+def filtered_ranks(logits: Tensor, questions: Tensor, labels: Tensor, places: Tensor) -> Tensor:
+    """The rank of every target among the negatives of its question: other right answers neither help nor hurt.
+
+    Args:
+        logits, questions, labels: (P,). places: (T,) the targets among them.
+
+    Returns:
+        (T, 2) float32: pessimistic (1 + negatives that score at least as high), optimistic (1 + those that score
+        higher). A target that is not finite counts as worst.
+    """
+    ranks = torch.zeros(len(places), 2, device=logits.device)
+    asked = questions[places]
+    for question in asked.unique():
+        rivals = logits[(questions == question) & (labels == NEGATIVE)].sort().values
+        mine = asked == question
+        scores = torch.nan_to_num(logits[places[mine]], nan=-torch.inf)
+        for column, side in enumerate(("left", "right")):
+            ranks[mine, column] = 1.0 + len(rivals) - torch.searchsorted(rivals, scores, side=side).float()
+    return ranks
+
+
+def sum_by_document(values: Tensor, graph: GFMGraph) -> Tensor:
+    """(B, documents): the sum of values (B, N) over the nodes that a document names."""
+    documents, nodes = graph.document_nodes.to(values.device).unbind(1)
+    return values.new_zeros(len(values), graph.num_documents).index_add(1, documents, values[:, nodes])
+
+
+def rank_documents(logits: Tensor, graph: GFMGraph, ranker: str = "idf_topk", top: int = 20) -> tuple[Tensor, Tensor]:
+    """Documents in the order of what their entities score (arXiv 2502.01113, section 3.3).
+
+    `simple`: the sum of the scores; `idf`: of scores / df; `topk`: how many of the `top` best entities are named;
+    `idf_topk`: the sum of 1 / df over those. Documents that tie stand in the order of the summed probabilities of
+    their `top` entities, then of all.
+
+    Args:
+        logits: (B, N).
+
+    Returns:
+        (rows of documents (B, documents), best first; their scores in that order).
+
+    Raises:
+        ValueError: a graph without documents, or an unknown ranker.
+    """
+    if not graph.num_documents:
+        raise ValueError(f"{graph.name} has no documents to rank. Import a graph with documents, or rank entities.")
+    if ranker not in RANKERS:
+        raise ValueError(f"The ranker {ranker!r} is not known. Choose one of {', '.join(RANKERS)}.")
+    logits = logits.float()
+    weight = 1 / graph.document_counts().to(logits.device).clamp(min=1)
+    best = torch.zeros_like(logits).scatter(1, logits.topk(min(top, logits.shape[1]), 1).indices, 1.0)
+    value = {"simple": logits, "idf": logits * weight, "topk": best, "idf_topk": best * weight}[ranker]
+    probability = logits.sigmoid()
+    keys = [sum_by_document(one, graph) for one in (probability, probability * best, value)]
+    order = torch.arange(graph.num_documents, device=logits.device).expand(len(logits), -1)
+    for key in keys:  # the last key counts most: stable sorts, least important first
+        order = order.gather(1, key.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    return order, keys[-1].gather(1, order)
+
+
+GFMConfig.register_for_auto_class()
+GFMForRetrieval.register_for_auto_class("AutoModel")
