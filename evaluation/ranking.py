@@ -42,13 +42,13 @@ def _metrics(ranks: np.ndarray) -> dict[str, float]:
     return {"mr": float(ranks.mean()), "mrr": float((1 / ranks).mean())} | hits
 
 
-def question_metrics(ranks: np.ndarray, owners: np.ndarray, questions: int) -> dict[str, float]:
+def question_metrics(ranks: np.ndarray, owners: np.ndarray, counts: np.ndarray) -> dict[str, float]:
     """What is reported of questions that may have several right answers.
 
     Args:
-        ranks: (T, 2) as in `rank_metrics`, of all right answers of all questions.
+        ranks: (T, 2) as in `rank_metrics`, of the right answers of all questions as far as they were candidates.
         owners: (T,) which question each belongs to.
-        questions: how many there are; one without a right answer among the candidates counts as missed.
+        counts: (Q,) right answers of every question, candidates or not; a question without one counts as missed.
 
     Returns:
         `hits@1`: the share of questions whose best-ranked node is a right answer (a tie with a wrong one is a miss);
@@ -56,10 +56,9 @@ def question_metrics(ranks: np.ndarray, owners: np.ndarray, questions: int) -> d
         questions of the share of right answers whose filtered rank is at most k.
     """
     values = realistic(np.asarray(ranks, dtype=np.float64).reshape(-1, 2))
-    best = np.full(questions, np.inf)
+    best = np.full(len(counts), np.inf)
     np.minimum.at(best, owners, values)
-    counts = np.maximum(np.bincount(owners, minlength=questions), 1)
-    shares = {k: np.bincount(owners, values <= k, questions) / counts for k in (2, 5, 10)}
+    shares = {k: np.bincount(owners, values <= k, len(counts)) / np.maximum(counts, 1) for k in (2, 5, 10)}
     recalls = {f"filtered_recall@{k}": float(share.mean()) for k, share in shares.items()}
     return {"hits@1": float((best <= 1).mean()), "mrr": float((1 / best).mean())} | recalls
 

@@ -30,15 +30,20 @@ def test_no_rank_is_an_error():
 
 def test_questions_are_averaged_not_their_answers_and_one_without_any_is_missed():
     ranks = np.array([[1, 1], [7, 7], [2, 2]])
-    metrics = question_metrics(ranks, np.array([0, 0, 1]), questions=3)
+    metrics = question_metrics(ranks, np.array([0, 0, 1]), counts=np.array([2, 1, 0]))
     assert metrics["hits@1"] == pytest.approx(1 / 3)
     assert metrics["mrr"] == pytest.approx((1 + 1 / 2 + 0) / 3)
     assert metrics["filtered_recall@2"] == pytest.approx((1 / 2 + 1 + 0) / 3)
     assert metrics["filtered_recall@10"] == pytest.approx(2 / 3)
 
 
+def test_an_answer_that_was_no_candidate_counts_in_the_recall():
+    metrics = question_metrics(np.array([[1, 1]]), np.array([0]), counts=np.array([4]))
+    assert (metrics["hits@1"], metrics["filtered_recall@10"]) == (1, 0.25)
+
+
 def test_a_tie_with_a_wrong_node_is_no_hit():
-    assert question_metrics(np.array([[2, 1]]), np.array([0]), 1)["hits@1"] == 0
+    assert question_metrics(np.array([[2, 1]]), np.array([0]), np.array([1]))["hits@1"] == 0
 
 
 def test_the_two_recalls_differ_where_gold_pushes_gold_down():
