@@ -165,25 +165,79 @@ def test_max_tokens_needs_a_tokenizer(graph):
         graph.to_text(graph.subgraph([0], []), style="prose")
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(1, 9), st.integers(1, 3), st.data())
-def test_any_graph_is_read_back_equal(tmp_path, num_nodes, num_relations, data):
-    node, relation = st.integers(0, num_nodes - 1), st.integers(0, num_relations - 1)
-    edges = np.array(data.draw(st.lists(st.tuples(node, relation, node), min_size=1, max_size=20)))
-    names = data.draw(st.lists(st.text(max_size=5), min_size=num_nodes, max_size=num_nodes))
-    relations = [{"name": str(number)} for number in range(num_relations)]
-    write_graph(tmp_path / "g", ({"name": name} for name in names), relations, edges)
+@st.composite
+def graphs(draw):
+    """(nodes, relations, edges) of a graph with hard names, lone nodes, self-loops and repeated edges."""
+    text, nodes, relations = st.text(max_size=5), draw(st.integers(1, 9)), draw(st.integers(1, 3))
+    optional = st.fixed_dictionaries({}, optional={"type": text, "text": text, "attributes": st.just({"a": [1, "é"]})})
+    records = [{"name": draw(text), **draw(optional)} for _ in range(nodes)]
+    node, relation = st.integers(0, nodes - 1), st.integers(0, relations - 1)
+    edges = draw(st.lists(st.tuples(node, relation, node), min_size=1, max_size=20))
+    return records, [{"name": draw(text)} for _ in range(relations)], np.array(edges)
+
+
+any_graph = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@any_graph
+@given(graphs())
+def test_any_graph_is_read_back_equal(tmp_path, written):
+    nodes, relations, edges = written
+    write_graph(tmp_path / "g", iter(nodes), relations, edges)
     graph = KnowledgeGraph.open(tmp_path / "g", verify=True)
-    assert graph.node_name(np.arange(num_nodes)) == names == list(graph.iter_names())
+    numbers = np.arange(len(nodes))
+    assert graph.node_name(numbers) == [node["name"] for node in nodes] == list(graph.iter_names())
+    assert graph.node_type(numbers) == [node.get("type") for node in nodes] == list(graph.iter_types())
+    for number, node in enumerate(nodes):
+        found = graph.node(number)
+        assert found["attributes"] == node.get("attributes", {}) and found["text"] == node.get("text", found["text"])
+    assert graph.node_text(numbers) == list(graph.iter_texts())
+    assert graph.relation_name(np.arange(len(relations))) == [relation["name"] for relation in relations]
     assert sorted(graph.edges.tolist()) == sorted(edges.tolist())
-    for number in range(num_nodes):
+
+
+@any_graph
+@given(graphs())
+def test_both_directions_agree_with_the_edges(tmp_path, written):
+    nodes, relations, edges = written
+    graph = write_graph(tmp_path / "g", nodes, relations, edges)
+    everyone = np.arange(len(nodes))
+    for number in everyone.tolist():
         out_rows, out_ends = graph.neighbours(number, "out")
         in_rows, in_ends = graph.neighbours(number, "in")
         assert sorted(out_ends) == sorted(edges[edges[:, 0] == number, 2])
         assert sorted(in_ends) == sorted(edges[edges[:, 2] == number, 0])
         assert (graph.edges[out_rows, 0] == number).all() and (graph.edges[in_rows, 2] == number).all()
-    assert np.array_equal(graph.out_edges(np.arange(num_nodes)), np.arange(len(edges)))
-    assert sorted(graph.in_edges_of(np.arange(num_nodes))) == list(range(len(edges)))
+    assert np.array_equal(graph.out_edges(everyone), np.arange(len(edges)))
+    assert sorted(graph.in_edges_of(everyone)) == list(range(len(edges)))
+
+
+@any_graph
+@given(graphs(), st.data())
+def test_a_subgraph_of_a_subgraph_is_a_subgraph(tmp_path, written, data):
+    graph = write_graph(tmp_path / "g", *written)
+    some = st.lists(st.integers(0, graph.num_nodes - 1), max_size=9)
+    whole = graph.induced_subgraph(data.draw(some))
+    kept = data.draw(st.lists(st.sampled_from(whole.nodes.tolist()))) if len(whole.nodes) else []
+    part = graph.induced_subgraph(kept)
+    inside = np.isin(graph.edges[:, [0, 2]], kept).all(axis=1)
+    assert part.nodes.tolist() == list(dict.fromkeys(kept)) and part.edges.tolist() == np.flatnonzero(inside).tolist()
+    assert set(part.nodes) <= set(whole.nodes) and set(part.edges) <= set(whole.edges)
+    again = graph.subgraph(whole.nodes, whole.edges, whole.node_scores, whole.edge_scores)
+    assert all(np.array_equal(vars(again)[field], vars(whole)[field]) for field in vars(whole)), "nothing more to add"
+
+
+@any_graph
+@given(graphs(), st.data())
+def test_text_of_any_subgraph_parses_back(tmp_path, written, data):
+    graph = write_graph(tmp_path / "g", *written)
+    nodes = data.draw(st.lists(st.integers(0, graph.num_nodes - 1), max_size=9))
+    edges = data.draw(st.lists(st.integers(0, graph.num_edges - 1), max_size=9))
+    subgraph = graph.subgraph(nodes, edges)
+    sources, relations, targets = graph.edges[subgraph.edges].T
+    named = zip(graph.node_name(sources), graph.relation_name(relations), graph.node_name(targets), strict=True)
+    alone = subgraph.nodes[~np.isin(subgraph.nodes, [sources, targets])]
+    assert parse_triples(graph.to_text(subgraph)) == [*named, *((name,) for name in graph.node_name(alone))]
 
 
 def test_rows_are_found_across_batches(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +55,48 @@ def test_every_bad_line_is_rejected_with_its_number(tmp_path):
     graph = KnowledgeGraph.open(tmp_path / "graph")
     assert ("s", "likes", "s") in named_triples(graph), "a self-loop is a triple"
     assert max(map(len, graph.iter_names())) == 10_000
+
+
+@pytest.mark.parametrize("delimiter", ["|", ","])
+def test_a_line_of_100_megabytes_is_rejected_and_never_held_in_memory(tmp_path, delimiter):
+    first, last = (delimiter.join((name, "r", "b")).encode() for name in "ac")
+    with open(tmp_path / "kg.txt", "wb") as file:
+        file.write(first + b"\n")
+        file.seek(100 << 20, 1)  # a hole of zeros, which takes no room on disk
+        file.write(b"\n" + last)
+    tracemalloc.start()
+    report, rejected = run("triples", tmp_path / "kg.txt", tmp_path / "graph")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert named_triples(KnowledgeGraph.open(tmp_path / "graph")) == {("a", "r", "b"), ("c", "r", "b")}
+    assert [row["line"] for row in rejected] == [2] and f"a line of {(100 << 20) + 1} bytes" in rejected[0]["reason"]
+    assert report.rows == 3 and peak < 20 << 20
+
+
+@pytest.mark.parametrize("name", ["entities.txt", "relations.txt", "entity2text.txt"])
+def test_a_table_of_names_that_is_not_utf_8_is_named(tmp_path, name):
+    (tmp_path / "train.txt").write_text("a\tr\tb\n")
+    (tmp_path / name).write_bytes(b"a\tZ\xfcrich\n")
+    with pytest.raises(ValueError, match=f"{name} is not UTF-8 .* at byte 3"):
+        IMPORTERS["triples"](tmp_path, tmp_path / "D")
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({"edges.csv": "source,relation,target\n"}, "the graph has no edges"),
+        ({"nodes.csv": "id,name\n1,a\n", "edges.csv": "source,relation,target\n"}, "the graph has no edges"),
+        ({"train.txt": "", "test.txt": "a\tr\tb\n"}, "train.txt: none of the first 0 lines has 3 fields"),
+        ({"train.txt": "a\tr\tb\nc\n" * 2, "test.txt": ""}, "test.txt: none of the first 0 lines has 3 fields"),
+    ],
+)
+def test_an_empty_graph_is_refused(tmp_path, files, sentence):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        IMPORTERS["triples"](tmp_path, tmp_path / "D")
+    with pytest.raises(ValueError):
+        KnowledgeGraph.open(tmp_path / "D")
 
 
 def test_csv_quotes_commas_newlines_and_header(tmp_path):
@@ -186,6 +229,16 @@ def test_expla_graphs_row_by_row(tmp_path):
             assert set(graph.to_text(store.get(pair.id)).split("\n")) == expected
             assert pair.type == "stance" and pair.answers[0] in ("support", "counter")
     assert sorted(seen) == [*range(10), 14]
+
+
+def test_expla_graphs_counts_lines_that_cannot_be_read(tmp_path):
+    good = b"a\tb\tsupport\t(x; is a; y)\n"
+    lines = [EXPLA.encode(), good, b"a\tb\tsupport\t(\xff; is a; y)\n", b"x" * (LINE_LIMIT + 1) + b"\n", good]
+    (tmp_path / "train_dev.tsv").write_bytes(b"".join(lines))
+    report, rejected = run("expla_graphs", tmp_path, tmp_path / "D")
+    assert (report.rows, report.kept) == (4, 2) and [row["line"] for row in rejected] == [3, 4]
+    ids = [pair.id for path in (tmp_path / "D" / "qa").iterdir() for pair in read_qa(path)]
+    assert sorted(ids) == ["expla_graphs-0", "expla_graphs-3"], "a row keeps its number"
 
 
 def test_expla_graphs_needs_its_columns(tmp_path):

@@ -7,6 +7,8 @@ import types
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from data_processor.__main__ import main
 from data_processor.graph_part import GraphPart
@@ -14,7 +16,7 @@ from data_processor.graph_store import KnowledgeGraph, SubgraphStore, embed_grap
 from data_processor.linking import Linker
 from data_processor.retrieval import METHODS
 from data_processor.retrieval.pagerank import pagerank, random_walk
-from data_processor.retrieval.pcst import pcst, rank_each_edge, rank_edges, solver, steiner_tree
+from data_processor.retrieval.pcst import EDGE_PRIZES, pcst, rank_each_edge, rank_edges, solver, steiner_tree
 from data_processor.schema import QAPair, read_qa, to_json, write_jsonl
 from data_processor.text_encoder import load_encoder
 from data_processor.vector_index import build_index, open_index
@@ -242,8 +244,8 @@ def given_parts(graph):
 
 def test_retrieval_within_what_came_with_the_question(data, capsys):
     graph = embed_graph(data / "graph", load_encoder("hashing"))
-    given = {"graph": "../../graph", "method": "given", "parameters": {}}
-    write_subgraphs(data / "subgraphs" / "test", ["q0", "q1", "q2"], given_parts(graph), {}, given)
+    about = {"graph": "../../graph", "method": "given", "parameters": {}}
+    write_subgraphs(data / "subgraphs" / "test", ["q0", "q1", "q2"], given_parts(graph), {}, about)
     run(data, "link")
     assert run(data, "retrieve --method random_walk --within_given") == 0
     store = SubgraphStore.open(data / "subgraphs" / "test")
@@ -479,17 +481,33 @@ def connected(subgraph, graph):
     return reached == set(subgraph.nodes.tolist())
 
 
-@pytest.mark.parametrize("whole_edges", [0, 10**6])
-@pytest.mark.parametrize("seed", range(5))
-def test_pcst_is_connected_and_within_the_graph(tmp_path, monkeypatch, seed, whole_edges):
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_pcst_is_connected_and_within_the_graph(tmp_path, data):
     need_pcst()
-    monkeypatch.setattr(importlib.import_module("data_processor.retrieval.pcst"), "WHOLE_EDGES", whole_edges)
-    graph = random_graph(tmp_path / "g", seed=seed)
+    size, draw = data.draw(st.integers(1, 12)), data.draw
+    node = st.integers(0, size - 1)
+    edges = draw(st.lists(st.tuples(node, st.integers(0, 2), node), min_size=1, max_size=25))
+    write_graph(tmp_path / "g", [{"name": str(i)} for i in range(size)], [{"name": name} for name in "abc"], edges)
     vectors = {"a": [1, 0, 0], "b": [0, 1, 0], "c": [0.6, 0.8, 0]}
-    graph = embed_graph(graph.path, Given(vectors), dtype="float32")
-    found = pcst(graph, np.array([1.0, 0.1, 0]), np.array([3, 9, 30]), np.array([0.5, 0.9, 0.7]), top_k_edges=2)
-    assert connected(found, graph) and found.nodes[0] == 9, "the best seed has the highest prize"
+    graph = embed_graph(tmp_path / "g", Given(vectors), dtype="float32", edge_text="names")
+    seeds = np.array(draw(st.lists(node, min_size=1, max_size=4, unique=True)))
+    weights = np.array(draw(st.lists(st.floats(0, 1), min_size=len(seeds), max_size=len(seeds))))
+    options = {"top_k_edges": draw(st.integers(0, 4)), "edge_prizes": draw(st.sampled_from(EDGE_PRIZES))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[rank_edges.__module__], "WHOLE_EDGES", draw(st.sampled_from([0, 10**6])))
+        found = pcst(graph, np.array([1.0, 0.1, 0]), seeds, weights, **options)
+    assert len(found.nodes) and connected(found, graph)
     assert set(graph.edges[found.edges][:, [0, 2]].reshape(-1)) <= set(found.nodes)
+    assert len(set(found.nodes)) == len(found.nodes) and len(set(found.edges)) == len(found.edges)
+
+
+def test_pcst_begins_with_the_best_seed(tmp_path):
+    need_pcst()
+    graph = random_graph(tmp_path / "g")
+    graph = embed_graph(graph.path, Given({"a": [1, 0, 0]}), dtype="float32")
+    found = pcst(graph, np.array([1.0, 0.1, 0]), np.array([3, 9, 30]), np.array([0.5, 0.9, 0.7]), top_k_edges=2)
+    assert found.nodes[0] == 9, "the best seed has the highest prize"
 
 
 def test_pcst_takes_the_path_that_one_can_see(graph):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_processor.importers.rows import ImportReport, require
+from data_processor.importers.rows import ImportReport, read_text, require
 from data_processor.schema import Rejected, write_jsonl
 
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
@@ -73,10 +73,7 @@ def first_character(source: Path) -> str:
 
 def json_list(source: Path) -> Iterator[tuple[int, Any]]:
     """Yields (line number, item) of one JSON list; text that is no JSON ends the reading with a ValueError."""
-    try:
-        text = source.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    text = read_text(source)
     decoder, line, seen = json.JSONDecoder(), 1, 0
     place = skip(text, text.index("[") + 1, " \t\r\n")
     while text[place : place + 1] != "]":

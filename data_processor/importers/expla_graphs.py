@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_processor.graph_store import KnowledgeGraph, write_graph, write_subgraphs
-from data_processor.importers.rows import LINE_LIMIT, ImportReport, require
+from data_processor.importers.rows import ImportReport, RowReader, require
 from data_processor.importers.triple_table import TripleTable
 from data_processor.schema import QAPair, Rejected, Subgraph, to_json, write_jsonl
 
@@ -46,7 +45,8 @@ def import_expla_graphs(source: Path, output: Path) -> ImportReport:
     """
     path = source / "train_dev.tsv" if require(source).is_dir() else source
     with Rejected(output / "rejected.jsonl") as rejected:
-        rows, count = read_rows(require(path), rejected)
+        reader = RowReader(rejected)
+        rows = read_rows(require(path), reader)
         if not rows:
             raise ValueError(f"{path} has no usable row; {rejected.count} were rejected, see {rejected.path}")
         table = TripleTable()
@@ -54,34 +54,33 @@ def import_expla_graphs(source: Path, output: Path) -> ImportReport:
             table.add(list(triple), number)
         triples = table.triples(path, rejected)
         graph = write_graph(output / "graph", table.node_records({}), table.relation_records({}), triples)
-        splits = split_numbers(count)
+        splits = split_numbers(reader.count)
         for split, numbers in splits.items():
             write_split(output, split, [row for row in rows if row.number in numbers], graph, table)
         summary = f"{graph.num_nodes} nodes, {graph.num_edges} edges, {len(rows)} questions in {output}"
-        return ImportReport(count, len(rows), rejected.count, summary)
+        return ImportReport(reader.count, len(rows), rejected.count, summary)
 
 
-def read_rows(path: Path, rejected: Rejected) -> tuple[list[Row], int]:
-    """The usable rows of the file and the number of all rows."""
-    csv.field_size_limit(LINE_LIMIT)
-    rows, count = [], 0
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter="\t")
-        if next(reader, None) != COLUMNS:
-            raise ValueError(f"{path}: the first line must name the columns {', '.join(COLUMNS)}, separated by tabs")
-        for count, fields in enumerate(reader, start=1):
-            try:
-                rows.append(parse_row(count - 1, fields))
-            except ValueError as error:
-                rejected.add(path, reader.line_num, str(error), fields)
-    return rows, count
+def read_rows(path: Path, reader: RowReader) -> list[Row]:
+    """The usable rows of the file; their numbers count all rows, also those that cannot be used."""
+    lines = reader.fields(path, "\t", quoted=True)
+    if next(lines, (1, None))[1] != COLUMNS:
+        raise ValueError(f"{path}: the first line must name the columns {', '.join(COLUMNS)}, separated by tabs")
+    reader.count -= 1
+    rows = []
+    for line, fields in lines:
+        try:
+            rows.append(parse_row(reader.count - 1, fields))
+        except ValueError as error:
+            reader.reject(path, line, str(error), fields)
+    return rows
 
 
 def parse_row(number: int, fields: Sequence[str]) -> Row:
     """A row from its four fields; ValueError says what is wrong."""
     if len(fields) != len(COLUMNS):
         raise ValueError(f"{len(fields)} fields, expected {len(COLUMNS)}: {', '.join(COLUMNS)}")
-    first, second, label, graph = (field.strip() for field in fields)
+    first, second, label, graph = fields
     if label not in LABELS:
         raise ValueError(f"the label is {label[:40]!r}, expected 'support' or 'counter'")
     triples = [tuple(part.strip().lower() for part in inside.split(";")) for inside in TRIPLE.findall(graph)]

@@ -12,7 +12,7 @@ import numpy as np
 
 from data_processor.files import write_manifest, write_npy
 from data_processor.graph_store import FEATURE_FILES, KnowledgeGraph, write_graph
-from data_processor.importers.rows import ImportReport, require
+from data_processor.importers.rows import ImportReport, read_text, require
 from data_processor.importers.tensors import load_plain
 from data_processor.importers.triple_table import readable
 from data_processor.schema import Rejected
@@ -94,7 +94,7 @@ def names_of(data: dict[str, Any], keys: tuple[str, ...], path: Path) -> list[st
     found = next((data[key] for key in keys if data.get(key) is not None), None)
     if found is not None:
         return [str(name) for name in found]
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return read_text(path).splitlines() if path.is_file() else []
 
 
 def node_records(data: dict[str, Any], edges: np.ndarray, source: Path) -> list[dict[str, Any]]:

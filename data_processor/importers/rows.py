@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import gzip
 from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
@@ -42,16 +44,17 @@ class RowReader:
 
         Blank lines are no rows; with `blank` they are yielded, but not counted.
         """
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-            for number, raw in enumerate(tqdm(file, desc=path.name, unit=" lines", delay=2), start=1):
-                line = self._decode(path, number, raw) if raw.strip() else "" if blank else None
+        with open_bytes(path) as file:
+            bar = tqdm(bounded_lines(file), desc=path.name, unit=" lines", delay=2)
+            for number, (raw, length) in enumerate(bar, start=1):
+                line = self._decode(path, number, raw, length) if raw.strip() else "" if blank else None
                 if line is not None:
                     yield number, line
 
-    def _decode(self, path: Path, number: int, raw: bytes) -> str | None:
+    def _decode(self, path: Path, number: int, raw: bytes, length: int) -> str | None:
         self.count += 1
-        if len(raw) > LINE_LIMIT:
-            self.reject(path, number, f"a line of {len(raw)} bytes; the limit is {LINE_LIMIT}", repr(raw[:200]))
+        if length > LINE_LIMIT:
+            self.reject(path, number, f"a line of {length} bytes; the limit is {LINE_LIMIT}", repr(raw[:200]))
             return None
         try:
             return raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
@@ -59,18 +62,22 @@ class RowReader:
             self.reject(path, number, f"not UTF-8 ({error.reason} at byte {error.start})", repr(raw[:200]))
             return None
 
-    def fields(self, path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-        """Yields (line number, fields); a comma file may quote fields as CSV does, also over several lines."""
-        rows = self._csv_rows(path) if delimiter == "," else self._split_rows(path, delimiter)
+    def fields(self, path: Path, delimiter: str, quoted: bool = False) -> Iterator[tuple[int, list[str]]]:
+        """Yields (line number, fields).
+
+        A comma file, and with `quoted` any other, may quote fields as CSV does, also over several lines.
+        """
+        quoted = quoted or delimiter == ","
+        rows = self._csv_rows(path, delimiter) if quoted else self._split_rows(path, delimiter)
         return ((number, [field.strip() for field in fields]) for number, fields in rows)
 
     def _split_rows(self, path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         return ((number, line.split(delimiter)) for number, line in self.lines(path))
 
-    def _csv_rows(self, path: Path) -> Iterator[tuple[int, list[str]]]:
+    def _csv_rows(self, path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         csv.field_size_limit(LINE_LIMIT)
         numbers: list[int] = []
-        reader = csv.reader(remembered(self.lines(path, blank=True), numbers))
+        reader = csv.reader(remembered(self.lines(path, blank=True), numbers), delimiter=delimiter)
         while True:
             numbers.clear()
             try:
@@ -90,6 +97,34 @@ class RowReader:
         self.rejected.add(path, line, reason, row)
 
 
+def open_bytes(path: Path) -> IO[bytes]:
+    """A file to read bytes from, plain or .gz."""
+    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+
+
+def bounded_lines(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Yields (line, its length in bytes); of a line above LINE_LIMIT only the beginning is kept in memory."""
+    for raw in iter(partial(file.readline, LINE_LIMIT + 2), b""):
+        length, end = len(raw), raw
+        while length > LINE_LIMIT and end and not end.endswith(b"\n"):
+            end = file.readline(LINE_LIMIT)
+            length += len(end)
+        yield raw, length
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that fits into memory; ValueError when it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+
+
+def text_lines(path: Path) -> list[str]:
+    """The lines of a file that fits into memory, without spaces around them; blank ones are left out."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
 def remembered(lines: Iterable[tuple[int, str]], numbers: list[int]) -> Iterator[str]:
     """The lines with their ends, the numbers of those that are not blank noted down."""
     for number, line in lines:
@@ -104,8 +139,9 @@ def find_delimiter(path: Path, fields: int) -> str:
     Raises:
         ValueError: no line of the sample has.
     """
-    with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-        sample = [raw.decode("utf-8", errors="replace") for raw, _ in zip(file, range(SAMPLE_LINES), strict=False)]
+    with open_bytes(path) as file:
+        first = islice(bounded_lines(file), SAMPLE_LINES)
+        sample = [raw.decode("utf-8", errors="replace") for raw, length in first if length <= LINE_LIMIT]
     csv.field_size_limit(LINE_LIMIT)
     counts = {delimiter: sum(len(split(line, delimiter)) == fields for line in sample) for delimiter in DELIMITERS}
     best = max(DELIMITERS, key=lambda delimiter: counts[delimiter])

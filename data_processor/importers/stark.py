@@ -13,7 +13,7 @@ import numpy as np
 
 from data_processor.graph_store import KnowledgeGraph, write_graph
 from data_processor.importers.questions import read_object, write_questions
-from data_processor.importers.rows import ImportReport, RowReader, require
+from data_processor.importers.rows import ImportReport, RowReader, require, text_lines
 from data_processor.importers.stark_subgraphs import import_subgraphs, subgraph_files
 from data_processor.importers.tables import read_edges, read_nodes, table_rows
 from data_processor.importers.tensors import load_plain
@@ -84,7 +84,7 @@ def read_splits(source: Path, path: Path, base: Base, reader: RowReader) -> dict
         index = the_file(source, f"{name}.index")
         if index is None:
             raise ValueError(f"{source} holds no {name}.index; put the official split files beside {path.name}")
-        ids = dict.fromkeys(line.strip() for line in index.read_text(encoding="utf-8").splitlines() if line.strip())
+        ids = dict.fromkeys(text_lines(index))
         twice = next((one for one in ids if one in named), None)
         if twice is not None:
             raise ValueError(f"question {twice} stands in {named[twice]}.index and {name}.index; splits must differ")

@@ -12,7 +12,7 @@ import numpy as np
 
 from data_processor.files import write_npy
 from data_processor.graph_store import write_graph
-from data_processor.importers.rows import ImportReport, RowReader, find_delimiter, require
+from data_processor.importers.rows import ImportReport, RowReader, find_delimiter, require, text_lines
 from data_processor.importers.tables import find_table, import_tables
 from data_processor.importers.triple_table import TripleTable
 from data_processor.schema import Rejected
@@ -94,9 +94,7 @@ def find_split(source: Path, split: str) -> Path | None:
 
 def names_in(path: Path) -> list[str]:
     """The names of a list, one a line; none where there is no file."""
-    if not path.is_file():
-        return []
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return text_lines(path) if path.is_file() else []
 
 
 def pairs_in(source: Path, stem: str) -> dict[str, str]:
@@ -104,5 +102,5 @@ def pairs_in(source: Path, stem: str) -> dict[str, str]:
     path = next((path for path in (source / f"{stem}long.txt", source / f"{stem}.txt") if path.is_file()), None)
     if path is None:
         return {}
-    pairs = (line.partition("\t") for line in path.read_text(encoding="utf-8").splitlines())
+    pairs = (line.partition("\t") for line in text_lines(path))
     return {name.strip(): text.strip() for name, tab, text in pairs if tab and text.strip()}

@@ -169,7 +169,8 @@ def steiner_tree(
         (nodes, edges) ascending: numbers of the nodes and of the edges in the tree.
     """
     if len(edges) == 0:
-        return np.flatnonzero(node_prizes), np.zeros(0, dtype=np.int64)
+        best = np.argsort(-node_prizes, kind="stable")[:clusters]
+        return np.sort(best[node_prizes[best] > 0]), np.zeros(0, dtype=np.int64)
     plain, virtual, problem = steiner_problem(edges, node_prizes, edge_prizes, edge_cost)
     vertices, chosen = solver()(*problem, -1, clusters, "gw", 0)
     count = len(node_prizes)
