@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_processor.collect_command import add_collect
 from data_processor.edge_sentences import EDGE_TEXTS
 from data_processor.graph_store import KnowledgeGraph, embed_graph
 from data_processor.importers import IMPORTERS
@@ -38,6 +39,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     add_graph_commands(commands)
     add_question_commands(commands)
+    add_collect(commands)
     return parser.parse_args(argv)
 
 

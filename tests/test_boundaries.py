@@ -21,6 +21,11 @@ STORE = ("data_processor.schema", "data_processor.files", "data_processor.graph_
 STORE += ("data_processor.knowledge_graph", "data_processor.subgraph_store", "data_processor.vector_index")
 STORE += ("data_processor.adjacency", "data_processor.graph_part")
 
+# what is asked of a language model, and of which texts; it arrives as an argument
+TEXTS = ("data_processor.schema", "data_processor.prompts", "data_processor.chunking", "data_processor.stages")
+TEXTS += ("data_processor.calls", "data_processor.replies", "data_processor.text_generator")
+TEXTS += ("data_processor.known_facts",)
+
 # module -> prefixes of ours that it may import; the longest matching prefix rules
 MAY_IMPORT = {
     "modeling_graphllm": (),
@@ -49,8 +54,14 @@ MAY_IMPORT = {
     "data_processor.knowledge_graph": STORE,
     "data_processor.graph_text": STORE,
     "data_processor.subgraph_store": STORE,
-    "data_processor.collect": (*STORE, "data_processor.prompts"),
-    "data_processor.extract": (*STORE, "data_processor.prompts"),
+    "data_processor.documents": ("data_processor.schema",),
+    "data_processor.chunking": (),
+    "data_processor.stages": ("data_processor.schema",),
+    "data_processor.corpus": ("data_processor.chunking", "data_processor.documents", "data_processor.stages"),
+    "data_processor.known_facts": ("data_processor.key_index",),
+    "data_processor.collect": TEXTS,
+    "data_processor.collection": (*TEXTS, "data_processor.collect", "data_processor.corpus", "data_processor.files"),
+    "data_processor.extract": (*STORE, *TEXTS),
     "data_processor.producer": (*STORE, "data_processor.prompts"),
     "data_processor.dataset": STORE,
     "data_processor.preprocess": (*STORE, "data_processor.dataset"),

@@ -1,0 +1,152 @@
+"""A collection on disk: facts.jsonl, qa/, conversations.json and the manifest, whole or absent, always the same."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from data_processor.collect import TOKENS_A_FACT, Inquiry, Pair, Settings, Wording, facts_of, inquiries
+from data_processor.corpus import Corpus
+from data_processor.files import MANIFEST, write_manifest
+from data_processor.known_facts import Encoder, KnownFacts
+from data_processor.schema import Fact, QAPair, atomic_write, from_json, read_jsonl, to_json, write_jsonl
+from data_processor.stages import Stages
+from data_processor.text_generator import TextGenerator
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+RECALL = "recall"  # the standard questions of the facts trained on: in these words they are never trained on
+FILES = ("facts.jsonl", "conversations.json", *(f"qa/{split}.jsonl" for split in (*SPLITS, RECALL)))
+
+
+class Estimate(NamedTuple):
+    """What a collection will cost: calls and tokens, at about a fact in every TOKENS_A_FACT tokens."""
+
+    documents: int
+    chunks: int
+    calls: int
+    tokens_read: int
+    tokens_written: int
+
+    def __str__(self) -> str:
+        size = f"{self.documents} documents, {self.chunks} chunks"
+        tokens = f"{self.tokens_read:,} tokens read and {self.tokens_written:,} written"
+        return f"{size}: about {self.calls:,} calls, {tokens}, less what calls.jsonl holds already"
+
+
+def estimate(corpus: Corpus, settings: Settings, extract: bool) -> Estimate:
+    """What the collection of a surveyed corpus will cost."""
+    facts, chunks, roles = corpus.tokens // TOKENS_A_FACT, corpus.chunks, settings.role_amount_per_fact
+    chunk_calls, fact_calls = (4 if extract else 2) * chunks, facts * (1 + roles) + min(facts, chunks) * bool(roles)
+    read = (4 if extract else 2) * (corpus.tokens + 120 * chunks) + fact_calls * (150 + TOKENS_A_FACT)
+    written = corpus.tokens * (2 if extract else 1) + facts * 40 * (1 + settings.qa_amount_per_fact * bool(roles))
+    return Estimate(corpus.documents, chunks, chunk_calls + fact_calls, read, written)
+
+
+def collect(corpus: Corpus, generator: TextGenerator, wording: Wording, settings: Settings, encoder: Encoder,
+            stages: Stages, output: Path) -> dict[str, Any]:
+    """Writes facts.jsonl, qa/ and conversations.json; returns what the manifest says of them.
+
+    Args:
+        corpus: surveyed.
+        generator, wording: who is asked, and how.
+        settings: the numbers.
+        encoder: tells facts apart that are worded differently.
+        stages: counts rows.
+        output: the dataset folder.
+    """
+    clear(output, FILES)
+    known = KnownFacts(encoder, settings.similarity)
+    write_jsonl(output / "facts.jsonl", map(to_json, facts_of(corpus, generator, wording, known, stages)))
+    facts = (from_json(Fact, row) for _, row in read_jsonl(output / "facts.jsonl"))
+    with writers(output) as files:
+        report = write_pairs(inquiries(facts, generator, wording, settings, stages), settings, files)
+    logger.info("%s", ", ".join(f"{count} {split}" for split, count in report["questions"].items()))
+    return report
+
+
+def clear(output: Path, names: tuple[str, ...]) -> None:
+    """Deletes the manifest (until the new one stands the folder is not whole) and what killed processes left."""
+    (output / MANIFEST).unlink(missing_ok=True)
+    for path in map(output.joinpath, (MANIFEST, "rejected.jsonl", *names)):
+        for left in path.parent.glob(f".{path.name}.*.tmp"):
+            if f".{os.getpid()}." not in left.name:
+                left.unlink()
+
+
+@contextlib.contextmanager
+def writers(output: Path) -> Iterator[dict[str, TextIO]]:
+    """Yields an open file for every split and for the conversations; all take their names together, or none does."""
+    with contextlib.ExitStack() as stack:
+        paths = {split: output / "qa" / f"{split}.jsonl" for split in (*SPLITS, RECALL)}
+        paths["conversations"] = output / "conversations.json"
+        temporary = {name: stack.enter_context(atomic_write(path)) for name, path in paths.items()}
+        with contextlib.ExitStack() as files:
+            yield {name: files.enter_context(open(path, "w", encoding="utf-8")) for name, path in temporary.items()}
+
+
+def write_pairs(found: Iterable[Inquiry], settings: Settings, files: dict[str, TextIO]) -> dict[str, Any]:
+    """Writes the pairs of every fact into its split; returns the counts of questions, and of facts by their pairs."""
+    questions, coverage = Counter(dict.fromkeys((*SPLITS, RECALL), 0)), Counter()
+    files["conversations"].write("[")
+    for one in found:
+        split = split_of(one.fact, settings)
+        pairs = one.pairs if settings.role_amount_per_fact else [one.standard] if one.standard else []
+        coverage[len(pairs)] += 1
+        for number, pair in enumerate(pairs):
+            name = f"{one.fact.id}-q{number}"
+            write_question(files[split], name, pair, one.fact)
+            if split == "train":
+                files["conversations"].write(",\n" if questions["train"] else "\n")
+                files["conversations"].write(json.dumps(conversation(name, pair, one.fact), ensure_ascii=False))
+            questions[split] += 1
+        if split == "train" and one.pairs and one.standard:
+            write_question(files[RECALL], f"{one.fact.id}-q", one.standard, one.fact)
+            questions[RECALL] += 1
+    files["conversations"].write("\n]\n")
+    return {"questions": dict(questions), "facts_by_pairs": {str(n): coverage[n] for n in sorted(coverage)}}
+
+
+def write_question(file: TextIO, name: str, pair: Pair, fact: Fact) -> None:
+    """Writes one line of a qa file."""
+    row = to_json(QAPair(name, pair.question, (pair.answer,), supporting_documents=(fact.document,)))
+    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def conversation(name: str, pair: Pair, fact: Fact) -> dict[str, Any]:
+    """One row of conversations.json."""
+    turns = [{"from": "user", "value": pair.question}, {"from": "assistant", "value": pair.answer}]
+    row = {"id": name, "conversations": turns, "fact": fact.text, "file_name": fact.document}
+    return row if pair.role is None else {**row, "role": pair.role}
+
+
+def split_of(fact: Fact, settings: Settings) -> str:
+    """The split of a fact: follows from its words (or its document's name) alone and stays as texts are added."""
+    owner = fact.document if settings.split_by == "document" else fact.text
+    place = int.from_bytes(hashlib.blake2b(owner.encode(), digest_size=8).digest(), "big") / 2**64
+    if place < settings.test_share:
+        return "test"
+    return "validation" if place < settings.test_share + settings.validation_share else "train"
+
+
+def finish(output: Path, stages: Stages, settings: Settings, wording: Wording, model: str, report: dict[str, Any],
+           more: tuple[str, ...] = ()) -> None:
+    """Writes the manifest, last: counts of every stage, the numbers, the model, and a checksum of every file."""
+    prompts = json.dumps(wording.prompts.texts(), sort_keys=True, ensure_ascii=False).encode()
+    about = {
+        "stages": stages.counts,
+        "settings": dataclasses.asdict(settings),
+        "model": model,
+        "prompts": hashlib.blake2b(prompts, digest_size=16).hexdigest(),
+        **report,
+    }
+    write_manifest(output, about, (*FILES, *more))
