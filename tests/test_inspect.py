@@ -7,7 +7,7 @@ import pytest
 
 from data_processor.__main__ import main
 from data_processor.graph_store import write_graph
-from data_processor.picture import MAX_NODES, draw, layout
+from data_processor.picture import MAX_NODES, Box, draw, layout, name_boxes, node_parts, overlap
 from data_processor.schema import QAPair, to_json, write_jsonl
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -28,15 +28,50 @@ def test_picture_holds_every_node_edge_and_hard_name():
     root = xml.fromstring(draw(names, np.array([[0, 1, 2], [1, 2, 2]]), ["r", "<s>", "loop"], kinds, "who & what?"))
     texts = [element.text for element in root.iter(f"{SVG}text")]
     assert texts[0] == "who & what?" and "<s>" in texts and 'a <b> & "c"' in texts
+    assert {"seed", "answer"} <= set(texts) and "seed and answer" not in texts, "what the colours mean"
     assert len(list(root.iter(f"{SVG}line"))) == 2, "a self-loop is a ring"
-    assert len(list(root.iter(f"{SVG}title"))) == 3
+    assert len(list(root.iter(f"{SVG}title"))) == 6
+
+
+def test_relations_of_one_pair_share_a_line_and_its_label():
+    edges = np.array([[0, 0, 0, 1], [1, 1, 1, 0]])
+    root = xml.fromstring(draw(["a", "b"], edges, ["r", "s", "r", "t"], ["other"] * 2, "q"))
+    assert len(list(root.iter(f"{SVG}line"))) == 2
+    assert {"r, s", "t"} <= {element.text for element in root.iter(f"{SVG}text")}
+
+
+def test_one_label_stands_for_many_alike_at_a_node():
+    edges = np.array([[0] * 9, range(1, 10)])
+    root = xml.fromstring(draw([str(i) for i in range(10)], edges, ["r"] * 8 + ["s"], ["other"] * 10, "q"))
+    labels = [element.text for element in root.iter(f"{SVG}text") if "aria-hidden" not in element.attrib]
+    assert labels.count("8 x r") == 1 and "r" not in labels and "s" in labels
+    told = [element.text for line in root.iter(f"{SVG}line") for element in line.iter(f"{SVG}title")]
+    assert told.count("r") == 8, "each line still says it under the pointer"
+
+
+def test_a_name_stands_where_it_covers_least():
+    below, above, right, left = name_boxes(100, 100, 40)
+    assert overlap(below, above) == 0 < overlap(below, Box(100, 100, 110, 130))
+    places = np.array([[100.0, 100.0], [100.0, 112.0]])  # a dot just where the first name would stand
+    text = "".join(node_parts(places, ["first", "second"], ["other"] * 2))
+    assert float(xml.fromstring(f"<g>{text}</g>").find("text[.='first']").get("y")) < 100, "above its dot"
+    assert [box.anchor for box in (below, above, right, left)] == ["middle", "middle", "start", "end"]
+
+
+def test_names_stay_on_the_sheet():
+    names = ["w" * 28 for _ in range(30)]
+    root = xml.fromstring(draw(names, np.zeros((2, 0), int), [], ["other"] * 30, "q"))
+    width, height = map(float, root.get("viewBox").split()[2:])
+    for element in root.iter(f"{SVG}text"):
+        if element.text == names[0] and element.get("text-anchor") == "middle":
+            assert 100 < float(element.get("x")) < width - 100 and 0 < float(element.get("y")) < height
 
 
 def test_picture_of_a_large_subgraph_says_what_it_leaves_out():
     count = MAX_NODES + 5
     edges = np.stack([np.arange(count - 1), np.arange(1, count)])
     text = draw([str(i) for i in range(count)], edges, ["r"] * (count - 1), ["other"] * count, "q")
-    assert f"({MAX_NODES} of {count} nodes drawn)" in text
+    assert f"(the best {MAX_NODES} of {count} nodes)" in text
     assert text.count("<line") == MAX_NODES - 1
 
 

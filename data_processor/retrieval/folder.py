@@ -8,6 +8,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,11 @@ def link_folder(data: Path, overwrite: bool, encoder: Encoder | None, similar: i
         encoder: the graph's; with `similar` > 0 a question without a name in it gets so many of the nearest nodes.
     """
     graph = KnowledgeGraph.open(data / "graph")
-    linker = Linker(tqdm(graph.iter_names(), total=graph.num_nodes, desc="names", unit=" nodes", delay=2))
+
+    @cache
+    def linker() -> Linker:  # the names are read when the first question needs them
+        return Linker(tqdm(graph.iter_names(), total=graph.num_nodes, desc="names", unit=" nodes", delay=2))
+
     counts = {}
     for split, path in qa_files(data).items():
         pairs, counts[split] = read_qa(path), Counter()
@@ -56,7 +61,7 @@ def link_folder(data: Path, overwrite: bool, encoder: Encoder | None, similar: i
             if pair.seed_nodes and not overwrite:
                 counts[split]["had seeds"] += 1
                 continue
-            links = linker.link(pair.question)
+            links = linker().link(pair.question)
             seeds = tuple(dict.fromkeys(node for link in links for node in link.nodes))
             kind = max((link.how for link in links), default="none")  # "normalised" stands above "exact"
             counts[split][kind] += 1
