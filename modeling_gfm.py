@@ -39,6 +39,7 @@ class GFMConfig(PreTrainedConfig):
 
     Args:
         feature_dim: F. feature_encoder: the text encoder of questions and relations; new graphs must use the same.
+        mask_seeds: the names of a question's entities were hidden from that encoder, and must be again.
         hidden_dim: D. num_layers: steps of message passing.
         message: what an edge (u, r, v) sends from state h_u and relation vector x_r: `distmult` h_u * x_r
             (arXiv 1412.6575), `transe` h_u + x_r (Bordes et al. 2013), `rotate` the product of complex numbers whose
@@ -67,6 +68,7 @@ class GFMConfig(PreTrainedConfig):
 
     feature_dim: int = 768
     feature_encoder: str | None = None
+    mask_seeds: bool = False
     hidden_dim: int = 512
     num_layers: int = 6
     message: str = "distmult"
@@ -437,7 +439,9 @@ def cpu_kernels() -> CPUKernels | None:
     row = numba.njit(cache=True)(add_message)
 
     @numba.njit(parallel=True, cache=True)
-    def gather(offsets, ends, kinds, states, relations, code, result):  # noqa: ANN001, ANN202
+    def gather(
+        offsets: Any, ends: Any, kinds: Any, states: Any, relations: Any, code: int, result: Any
+    ) -> None:
         shared = relations.shape[1] == 1
         for node in numba.prange(len(offsets) - 1):
             for edge in range(offsets[node], offsets[node + 1]):
@@ -446,7 +450,9 @@ def cpu_kernels() -> CPUKernels | None:
                     row(result[node, b], states[ends[edge], b], vector, code)
 
     @numba.njit(parallel=True, cache=True)
-    def reduce_relations(offsets, sources, targets, states, grad, code, result):  # noqa: ANN001, ANN202
+    def reduce_relations(
+        offsets: Any, sources: Any, targets: Any, states: Any, grad: Any, code: int, result: Any
+    ) -> None:
         shared = result.shape[1] == 1
         for relation in numba.prange(len(offsets) - 1):
             part = np.zeros_like(result[relation])
