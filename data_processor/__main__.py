@@ -10,26 +10,29 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_processor.collect_command import add_collect
+from data_processor.collect_command import add_collect, add_extract
 from data_processor.edge_sentences import EDGE_TEXTS
+from data_processor.gfm_dataset import masked
 from data_processor.graph_store import KnowledgeGraph, embed_graph
 from data_processor.importers import IMPORTERS
 from data_processor.inspection import inspect_question
 from data_processor.retrieval import METHODS
 from data_processor.retrieval.folder import link_folder, node_index, retrieve_folder
+from data_processor.retrieval.gfm import hides_seeds
 from data_processor.retrieval.split import SEED_SOURCES, words_and_marks
 from data_processor.synonyms import add_synonyms, recovered
 from data_processor.text_encoder import TextEncoder, load_encoder
 from data_processor.vector_index import KINDS
 
-NEEDS_EMBEDDING = {"similarity", "pcst"}  # methods that look at the question's embedding or search by it
+NEEDS_EMBEDDING = {"similarity", "pcst", "gfm"}  # methods that look at the question's embedding or search by it
 
 IMPORT_FLAGS = {"hops": "metaqa", "user": "neo4j", "database": "neo4j", "node_query": "neo4j",
                 "relationship_query": "neo4j"}  # fmt: skip
 PARAMETERS = {
     "max_nodes": int, "steps": int, "restart": float, "tolerance": float, "max_steps": int, "max_edges": int,
     "top_k_nodes": int, "top_k_edges": int, "edge_cost": float, "max_prize": float, "append": int, "clusters": int,
-    "ball_nodes": int, "ball_steps": int, "edge_prizes": str,
+    "whole_edges": int, "ball_nodes": int, "ball_steps": int, "edge_prizes": str,
+    "model": str, "candidates": int, "top": int, "least_similarity": float,
 }  # fmt: skip
 
 
@@ -40,6 +43,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_graph_commands(commands)
     add_question_commands(commands)
     add_collect(commands)
+    add_extract(commands)
     return parser.parse_args(argv)
 
 
@@ -158,13 +162,16 @@ def run_link(arguments: argparse.Namespace) -> str:
 
 def run_retrieve(arguments: argparse.Namespace) -> str:
     """Retrieves the subgraphs of a dataset folder; returns its reports."""
-    seeds = arguments.seeds or ("similar" if arguments.method in NEEDS_EMBEDDING else "linked")
+    seeds = arguments.seeds or ("similar" if arguments.method in NEEDS_EMBEDDING - {"gfm"} else "linked")
     options: dict = {"seed_source": seeds, "top_k": arguments.top_k}
     if seeds != "linked" or arguments.method in NEEDS_EMBEDDING:
         options["encoder"] = graph_encoder(arguments.data)
         if not arguments.within_given:
             options["index"] = node_index(KnowledgeGraph.open(arguments.data / "graph"), arguments.index)
     parameters = {name: vars(arguments)[name] for name in PARAMETERS if vars(arguments)[name] is not None}
+    if arguments.method == "gfm" and arguments.model is not None and hides_seeds(arguments.model):
+        names = KnowledgeGraph.open(arguments.data / "graph").node_name
+        options["worded"] = lambda question, seeds: masked(question, names(list(seeds)))
     where = (arguments.splits, arguments.within_given)
     reports = retrieve_folder(arguments.data, arguments.method, parameters, options, *where)
     return "\n".join(f"{split}: {json.dumps(rounded(report))}" for split, report in reports.items())

@@ -11,16 +11,17 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from data_processor.calls import Request
 from data_processor.chunking import Chunk
 from data_processor.known_facts import KnownFacts
-from data_processor.prompts import Prompts, language_of
-from data_processor.replies import Schema, Unusable, ask, list_of, record, text
+from data_processor.replies import Schema, Unusable, list_of, record, text
 from data_processor.schema import Fact
 from data_processor.stages import Stages
 from data_processor.text_generator import Task, TextGenerator
+from data_processor.wording import Wording, a_name, some_of
+
+Value = TypeVar("Value")
 
 STAGES = ("documents", "chunks", "themes", "fact_lists", "facts", "questions", "roles", "rewrites", "pairs")
 LIMITS = {"theme": 64, "facts": 2048, "question": 512, "roles": 256, "rewrite": 2048}  # new tokens of a reply
@@ -67,34 +68,9 @@ class Settings:
             raise ValueError("--validation_share and --test_share must be positive and leave something to train on")
 
 
-class Wording:
-    """Prompts to requests, in the language of what they are about.
-
-    Args:
-        prompts: the texts.
-        language: "en", "zh", or "auto": by the text.
-    """
-
-    def __init__(self, prompts: Prompts, language: str = "auto") -> None:
-        self.prompts, self._language = prompts, language
-
-    def language(self, about: str) -> str:
-        """The language that is used for a text."""
-        return language_of(about) if self._language == "auto" else self._language
-
-    def request(self, name: str, about: str, schema: Schema, limit: int, **values: str) -> Request:
-        """The call of that name; `about` decides on the language."""
-        words = self.prompts.fill(name, self.language(about), values)
-        return Request(({"role": "user", "content": words},), schema, limit, name, values)
-
-    def ask(self, name: str, about: str, check: Callable[[Any], Any], **values: str) -> Task[Any]:
-        """Task: the checked reply to the prompt of that name."""
-        request = self.request(name, about, SCHEMAS[name], LIMITS[name], **values)
-        return ask(request, lambda reason: self.repair(about, reason), check)
-
-    def repair(self, about: str, reason: str) -> str:
-        """The words that ask again."""
-        return self.prompts.fill("repair", self.language(about), {"reason": reason})
+def asked(wording: Wording, name: str, about: str, check: Callable[[Any], Value], **values: str) -> Task[Value]:
+    """Task: the checked reply to one of the calls of SCHEMAS."""
+    return wording.ask(wording.request(name, about, SCHEMAS[name], LIMITS[name], **values), about, check)
 
 
 # -------------------------------------------------------------------------------------------- first pass: facts
@@ -112,11 +88,11 @@ class Distilled(NamedTuple):
 def distil(chunk: Chunk, wording: Wording) -> Task[Distilled]:
     """Task: the theme of a chunk, then its facts."""
     try:
-        theme = yield from wording.ask("theme", chunk.text, a_name("theme", 80), text=chunk.text)
+        theme = yield from asked(wording, "theme", chunk.text, a_name("theme", 80), text=chunk.text)
     except Unusable as error:
         return Distilled(chunk, ended=("themes", str(error)))
     try:
-        facts = yield from wording.ask("facts", chunk.text, some_of("facts"), text=chunk.text, theme=theme)
+        facts = yield from asked(wording, "facts", chunk.text, some_of("facts"), text=chunk.text, theme=theme)
     except Unusable as error:
         return Distilled(chunk, theme, ended=("fact_lists", str(error)))
     return Distilled(chunk, theme, facts)
@@ -174,7 +150,7 @@ def inquire(fact: Fact, settings: Settings, wording: Wording) -> Task[Inquiry]:
     """Task: the standard question of a fact, the roles of its theme, and each role's rewrites."""
     found = Inquiry(fact, None, [], [])
     try:
-        pair = yield from wording.ask("question", fact.text, a_pair, fact=fact.text)
+        pair = yield from asked(wording, "question", fact.text, a_pair, fact=fact.text)
     except Unusable as error:
         found.steps.append(("questions", str(error), fact.text))
         return found
@@ -193,7 +169,7 @@ def rewrite(found: Inquiry, settings: Settings, wording: Wording) -> Task[None]:
     assert found.standard is not None
     theme, fact, count = found.fact.theme or found.fact.text, found.fact.text, settings.role_amount_per_fact
     try:
-        roles = yield from wording.ask("roles", theme, some_of("roles", count), count=str(count), theme=theme)
+        roles = yield from asked(wording, "roles", theme, some_of("roles", count), count=str(count), theme=theme)
     except Unusable as error:
         found.steps.append(("roles", str(error), theme))
         return
@@ -203,7 +179,7 @@ def rewrite(found: Inquiry, settings: Settings, wording: Wording) -> Task[None]:
         amount = settings.qa_amount_per_fact // count + (place >= count - settings.qa_amount_per_fact % count)
         try:
             enough = EnoughPairs(amount)
-            pairs = yield from wording.ask("rewrite", fact, enough, role=role, count=str(amount), **values)
+            pairs = yield from asked(wording, "rewrite", fact, enough, role=role, count=str(amount), **values)
         except Unusable as error:
             found.steps.append(("rewrites", str(error), role))
             continue
@@ -239,30 +215,6 @@ def inquiries(facts: Iterable[Fact], generator: TextGenerator, wording: Wording,
 
 
 # --------------------------------------------------------------------------------------------- checks of replies
-
-
-def a_name(field: str, longest: int) -> Callable[[dict[str, str]], str]:
-    """Checks that the field is a short line."""
-
-    def check(value: dict[str, str]) -> str:
-        name = " ".join(value[field].split())
-        if not name or len(name) > longest:
-            raise Unusable(f"{field!r} must have 1 to {longest} characters, it has {len(name)}")
-        return name
-
-    return check
-
-
-def some_of(field: str, least: int = 1) -> Callable[[dict[str, list[str]]], tuple[str, ...]]:
-    """Checks that the field is a list of at least so many texts."""
-
-    def check(value: dict[str, list[str]]) -> tuple[str, ...]:
-        items = tuple(" ".join(item.split()) for item in value[field] if item.strip())
-        if len(items) < least:
-            raise Unusable(f"{field!r} must have at least {least} texts, it has {len(items)}")
-        return items
-
-    return check
 
 
 def a_pair(value: dict[str, str]) -> Pair:

@@ -10,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_processor import collection
+from data_processor import collection, extract
 from data_processor.chunking import Count, load_counter, token_counter, words_and_marks
-from data_processor.collect import STAGES, Settings, Wording
+from data_processor.collect import STAGES, Settings
 from data_processor.corpus import Corpus
 from data_processor.documents import Documents
 from data_processor.local_generator import load_tokenizer
@@ -21,6 +21,7 @@ from data_processor.schema import Rejected
 from data_processor.stages import Stages
 from data_processor.text_encoder import load_encoder
 from data_processor.text_generator import Source, add_flags, open_generator, source_from
+from data_processor.wording import Wording
 
 logger = logging.getLogger(__name__)
 
@@ -33,20 +34,39 @@ def add_collect(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--input", type=Path, required=True, help="folder of .txt, one .txt, or documents.jsonl")
     command.add_argument("--output", type=Path, required=True, help="dataset folder; a stopped run goes on from it")
     add_settings(command.add_argument_group("what is collected"))
+    command.add_argument("--extract", action="store_true", help="also triples: graph/, linked questions, gfm_rag/")
     command.add_argument("--encoder", default="hashing:256", help="tells facts apart: hashing[:WIDTH], "
                          "openai:MODEL@URL or a sentence-transformers name (default: %(default)s)")  # fmt: skip
-    command.add_argument("--encoding", help="of text files that are not UTF-8, such as gb18030 (default: rejected)")
-    command.add_argument("--tokenizer", help="model whose tokens are counted (default: the local model's; else about)")
-    command.add_argument("--prompts", type=Path, help="YAML or JSON {en: {NAME: text}} in place of some prompts")
+    add_reading(command.add_argument_group("what is read"))
     command.add_argument("--dry_run", action="store_true", help="say what it would cost, show prompts, and stop")
     add_flags(command)
     command.set_defaults(run=run_collect)
 
 
-def add_settings(group: argparse._ArgumentGroup) -> None:
-    """The flags of `Settings`."""
+def add_extract(commands: argparse._SubParsersAction) -> None:
+    """The command `extract`."""
+    command = commands.add_parser("extract", help="texts -> named things and triples: graph/")
+    command.add_argument("--input", type=Path, required=True, help="folder of .txt, one .txt, or documents.jsonl")
+    command.add_argument("--output", type=Path, required=True, help="dataset folder; a stopped run goes on from it")
+    add_reading(command.add_argument_group("what is read"))
+    add_flags(command)
+    command.set_defaults(run=run_extract)
+
+
+def add_reading(group: argparse._ArgumentGroup) -> None:
+    """The flags of how texts are read and asked about."""
     default = Settings()
     group.add_argument("--chunk_size_by_token", type=int, default=default.chunk_size_by_token)
+    group.add_argument("--limit", type=int, help="only the first so many chunks")
+    group.add_argument("--encoding", help="of text files that are not UTF-8, such as gb18030 (default: rejected)")
+    group.add_argument("--tokenizer", help="model whose tokens are counted (default: the local model's; else about)")
+    group.add_argument("--language", choices=("auto", "en", "zh"), default=default.language, help="of the prompts")
+    group.add_argument("--prompts", type=Path, help="YAML or JSON {en: {NAME: text}} in place of some prompts")
+
+
+def add_settings(group: argparse._ArgumentGroup) -> None:
+    """The flags of `Settings` that are not about reading."""
+    default = Settings()
     group.add_argument("--qa_amount_per_fact", type=int, default=default.qa_amount_per_fact)
     group.add_argument("--role_amount_per_fact", type=int, default=default.role_amount_per_fact,
                        help="roles that ask; 0: the standard question alone")
@@ -54,33 +74,55 @@ def add_settings(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--split_by", choices=("fact", "document"), default=default.split_by)
     group.add_argument("--validation_share", type=float, default=default.validation_share)
     group.add_argument("--test_share", type=float, default=default.test_share)
-    group.add_argument("--language", choices=("auto", "en", "zh"), default=default.language, help="of the prompts")
-    group.add_argument("--limit", type=int, help="only the first so many chunks")
 
 
 def run_collect(arguments: argparse.Namespace) -> str:
     """Collects from texts; returns what was done."""
     settings = Settings(**{field.name: vars(arguments)[field.name] for field in dataclasses.fields(Settings)})
+    corpus, wording, source = reading(arguments, settings)
+    if arguments.dry_run:
+        return dry_run(corpus, settings, wording, arguments.extract)
+    encoder = load_encoder(arguments.encoder)
+    with Rejected(arguments.output / "rejected.jsonl") as rejected:
+        stages = Stages(rejected, (*STAGES, *extract.STAGES) if arguments.extract else STAGES)
+        survey(corpus, stages)
+        expected = collection.estimate(corpus, settings, arguments.extract)
+        logger.info("%s", expected)
+        with open_generator(source, arguments.output / "calls.jsonl") as generator:
+            generator.expect(expected.calls)
+            whole = corpus, generator, wording, settings, encoder, stages, arguments.output, arguments.extract
+            report = collection.collect(*whole)
+        files = (*collection.FILES, *(collection.GRAPH_FILES if arguments.extract else ()))
+        collection.finish(arguments.output, stages, settings, wording, generator.backend.model, report, files)
+        made = f"{generator.asked} calls made ({generator.failed} without a reply)"
+        calls = f"{made}, {generator.found} found in the log"
+        return f"{table(stages)}\n{calls}; in {arguments.output}"
+
+
+def run_extract(arguments: argparse.Namespace) -> str:
+    """Extracts a graph from texts; returns what was done."""
+    settings = Settings(arguments.chunk_size_by_token, language=arguments.language, limit=arguments.limit)
+    corpus, wording, source = reading(arguments, settings)
+    with Rejected(arguments.output / "rejected.jsonl") as rejected:
+        stages = Stages(rejected, ("documents", "chunks", *extract.STAGES))
+        survey(corpus, stages)
+        logger.info("%d documents, %d chunks: about %d calls", corpus.documents, corpus.chunks, 2 * corpus.chunks)
+        with open_generator(source, arguments.output / "calls.jsonl") as generator:
+            generator.expect(2 * corpus.chunks)
+            old = collection.clear(arguments.output, (extract.FILE,))
+            extract.write_triples(corpus, generator, wording, stages, arguments.output)
+        graph = collection.graph_of(arguments.output, old).graph
+        collection.finish(arguments.output, stages, settings, wording, generator.backend.model, {}, (extract.FILE,))
+        return f"{table(stages)}\n{graph.num_nodes} nodes, {graph.num_edges} edges in {graph.path}"
+
+
+def reading(arguments: argparse.Namespace, settings: Settings) -> tuple[Corpus, Wording, Source]:
+    """What is read, how it is asked about, and who is asked."""
     wording = Wording(Prompts(read_prompts(arguments.prompts)), settings.language)
     source = source_from(arguments)
     documents = Documents(arguments.input, arguments.encoding)
     count = counter(arguments.tokenizer, source)
-    corpus = Corpus(documents, settings.chunk_size_by_token, count, settings.limit)
-    if arguments.dry_run:
-        return dry_run(corpus, settings, wording)
-    encoder = load_encoder(arguments.encoder)
-    with Rejected(arguments.output / "rejected.jsonl") as rejected:
-        stages = Stages(rejected, STAGES)
-        survey(corpus, stages)
-        expected = collection.estimate(corpus, settings, extract=False)
-        logger.info("%s", expected)
-        with open_generator(source, arguments.output / "calls.jsonl") as generator:
-            generator.expect(expected.calls)
-            report = collection.collect(corpus, generator, wording, settings, encoder, stages, arguments.output)
-        collection.finish(arguments.output, stages, settings, wording, generator.backend.model, report)
-        made = f"{generator.asked} calls made ({generator.failed} without a reply)"
-        calls = f"{made}, {generator.found} found in the log"
-        return f"{table(stages)}\n{calls}; in {arguments.output}"
+    return Corpus(documents, settings.chunk_size_by_token, count, settings.limit), wording, source
 
 
 def survey(corpus: Corpus, stages: Stages) -> None:
@@ -91,14 +133,14 @@ def survey(corpus: Corpus, stages: Stages) -> None:
         raise ValueError(f"there is no text to collect from ({reasons}); give --input a folder of .txt files")
 
 
-def dry_run(corpus: Corpus, settings: Settings, wording: Wording) -> str:
+def dry_run(corpus: Corpus, settings: Settings, wording: Wording, with_graph: bool) -> str:
     """What the run would cost, and its first prompts; nothing is written."""
     with tempfile.TemporaryDirectory() as folder, Rejected(Path(folder) / "rejected.jsonl") as rejected:
         survey(corpus, Stages(rejected, STAGES))
     texts = [chunk.text for chunk in islice(corpus, SHOWN_PROMPTS)]
     shown = [wording.prompts.fill("theme", wording.language(text), {"text": text}) for text in texts]
     bad = f"{rejected.count} documents or lines cannot be read\n" if rejected.count else ""
-    return "\n\n".join([f"{collection.estimate(corpus, settings, extract=False)}\n{bad}", *shown])
+    return "\n\n".join([f"{collection.estimate(corpus, settings, with_graph)}\n{bad}", *shown])
 
 
 def counter(tokenizer: str | None, source: Source) -> Count:

@@ -24,7 +24,7 @@ STORE += ("data_processor.adjacency", "data_processor.graph_part")
 # what is asked of a language model, and of which texts; it arrives as an argument
 TEXTS = ("data_processor.schema", "data_processor.prompts", "data_processor.chunking", "data_processor.stages")
 TEXTS += ("data_processor.calls", "data_processor.replies", "data_processor.text_generator")
-TEXTS += ("data_processor.known_facts",)
+TEXTS += ("data_processor.wording", "data_processor.known_facts")
 
 # module -> prefixes of ours that it may import; the longest matching prefix rules
 MAY_IMPORT = {
@@ -60,8 +60,11 @@ MAY_IMPORT = {
     "data_processor.corpus": ("data_processor.chunking", "data_processor.documents", "data_processor.stages"),
     "data_processor.known_facts": ("data_processor.key_index",),
     "data_processor.collect": TEXTS,
-    "data_processor.collection": (*TEXTS, "data_processor.collect", "data_processor.corpus", "data_processor.files"),
-    "data_processor.extract": (*STORE, *TEXTS),
+    "data_processor.extract": (*STORE, *TEXTS, "data_processor.linking"),
+    "data_processor.collection": (
+        *STORE, *TEXTS, "data_processor.collect", "data_processor.extract", "data_processor.corpus",
+    ),  # fmt: skip
+    "data_processor.wording": TEXTS,
     "data_processor.producer": (*STORE, "data_processor.prompts"),
     "data_processor.dataset": STORE,
     "data_processor.preprocess": (*STORE, "data_processor.dataset"),
