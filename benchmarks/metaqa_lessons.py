@@ -22,8 +22,10 @@ from data_processor.graph_store import KnowledgeGraph
 from data_processor.schema import read_qa
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerFast
 
+FREQUENT = 30
 HELD_OUT = 10  # one name in so many is kept for the test of the base model
 
 
@@ -40,6 +42,21 @@ class Lessons:
     writers: tuple[Writer, Writer] | tuple[PathWriter, PathWriter]
     held_out: Writer | PathWriter
     tokenizer: PreTrainedTokenizerFast
+
+    def frequent_and_rare(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids (n,) of the tokens that stand in the names that are read at least FREQUENT times, and (m,) of the rest.
+
+        Marks and relations belong to neither.
+        """
+        import torch
+
+        counts = torch.zeros(len(self.tokenizer))
+        for ids in self.tokenizer(self.writers[0].names, add_special_tokens=False)["input_ids"]:
+            counts[ids] += 1  # a name repeats hardly any token
+        marks = [place for token, place in self.tokenizer.get_vocab().items() if token.startswith((" | ", "<|"))]
+        rare = counts < FREQUENT
+        rare[marks] = False
+        return (counts >= FREQUENT).nonzero()[:, 0], rare.nonzero()[:, 0]
 
     @classmethod
     def one_hop(cls, data: Path, seed: int, most_facts: int) -> Lessons:

@@ -5,7 +5,9 @@ import random
 import numpy as np
 import pytest
 
+from benchmarks.metaqa_base import realign
 from benchmarks.metaqa_data import FACTS, both_directions, first_listed, rename, shuffled_within_types, star
+from benchmarks.metaqa_lessons import FREQUENT, Lessons
 from benchmarks.metaqa_paths import (
     BRANCHES,
     TAILS,
@@ -172,3 +174,30 @@ def test_every_answer_of_a_text_of_paths_stands_in_its_facts(graph, two_hops):
         _, first, middle, second, end = answer.split("<|end|>")[0].split(" | ")
         assert f"{topic} | {first} | {middle}" in facts and f"{middle} | {second} | {end}" in facts
         assert KINDS[question.replace(topic, "{}")] == (first, second)
+
+
+def test_realigned_rows_follow_the_map_of_the_frequent_ones_and_nothing_else_moves():
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=60, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    model = LlamaForCausalLM(config)
+    embeddings, rows = model.get_input_embeddings().weight.detach(), model.get_output_embeddings().weight.detach()
+    embeddings.normal_()
+    true = embeddings @ torch.randn(8, 8) + 3.0
+    rows.copy_(true)
+    rows[40:55] = 0.0
+    realign(model, torch.arange(40), torch.arange(40, 55))
+    assert torch.allclose(rows[40:55], true[40:55], atol=0.3) and torch.equal(rows[:40], true[:40])
+    assert torch.equal(rows[55:], true[55:])
+
+
+def test_marks_and_relations_are_neither_frequent_nor_rare(writer):
+    tokenizer = train_tokenizer(writer.names, ["who starred in {}"], ["acted_in"])
+    many = Writer(writer.shapes, ["Heat"] * FREQUENT + ["Name 7"], writer.templates, 0.0)
+    frequent, rare = Lessons((many, many), writer, tokenizer).frequent_and_rare()
+    marks = tokenizer.convert_tokens_to_ids([" | acted_in | ", "<|end|>"])
+    assert set(frequent.tolist()) == set(tokenizer.encode("Heat"))
+    assert not set(marks) & {*frequent.tolist(), *rare.tolist()}
+    assert len(frequent) + len(rare) == len(tokenizer) - 6
