@@ -25,7 +25,7 @@ Value = TypeVar("Value")
 
 STAGES = ("documents", "chunks", "themes", "fact_lists", "facts", "questions", "roles", "rewrites", "pairs")
 LIMITS = {"theme": 64, "facts": 2048, "question": 512, "roles": 256, "rewrite": 2048}  # new tokens of a reply
-TOKENS_A_FACT = 40  # of text, for the estimate: a fact in one and a half sentences
+TOKENS_A_FACT = 25  # of text, for the estimate: about one fact a sentence
 SKIP = "SKIP"
 SCHEMAS: dict[str, Schema] = {
     "theme": record(theme=text()),

@@ -71,6 +71,8 @@ def collect(corpus: Corpus, generator: TextGenerator, wording: Wording, settings
     old = clear(output, (*FILES, *GRAPH_FILES))
     known = KnownFacts(encoder, settings.similarity)
     write_jsonl(output / "facts.jsonl", map(to_json, facts_of(corpus, generator, wording, known, stages)))
+    kept, roles = stages.counts["facts"]["kept"], settings.role_amount_per_fact
+    generator.expect(generator.asked + generator.found + kept * (1 + roles + bool(roles)))  # now known, not estimated
     links = None
     if with_graph:
         extract.write_triples(corpus, generator, wording, stages, output)

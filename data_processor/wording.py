@@ -28,8 +28,8 @@ class Wording:
         """The language that is used for a text."""
         return language_of(about) if self._language == "auto" else self._language
 
-    def request(self, name: str, about: str, schema: Schema, limit: int, **values: str) -> Request:
-        """The call of that name; `about` decides on the language, `values` fill the prompt."""
+    def request(self, name: str, about: str, schema: Schema | None, limit: int, **values: str) -> Request:
+        """The call of that name; `about` decides on the language, `values` fill the prompt; no schema: plain words."""
         words = self.prompts.fill(name, self.language(about), values)
         return Request(({"role": "user", "content": words},), schema, limit, name, values)
 

@@ -5,6 +5,7 @@
     python -m evaluation score --predictions P --output J [--data D --split test]
     python -m evaluation compare A B --output J
     python -m evaluation report RUN... --output page.html
+    python -m evaluation judge --predictions P [--against Q] [--facts D/facts.jsonl] --output J --backend api --model M
     torchrun --nproc_per_node 8 -m evaluation generate ...      the questions divided over eight processes
     python -m evaluation demo --model output/demo/model --data output/demo/data --output output/demo/metrics.json
 """
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from data_processor.schema import Rejected, read_jsonl, write_json
 from evaluation.ablations import ABLATIONS
 from evaluation.demo import demo_metrics, demo_predictions
+from evaluation.judge_command import add_judge_commands
 from evaluation.metrics import chance, majority_baseline, score
 from evaluation.report import check_same_ids, compare, read_predictions, read_run, verdict, write_report
 
@@ -63,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     page = _command(commands, "report", run_report, "runs side by side as HTML and Markdown")
     page.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a folder with predictions.jsonl, or a file")
     page.add_argument("--output", type=Path, required=True, help="page.html; page.md is written beside it")
+    add_judge_commands(commands)
     demo = _command(commands, "demo", run_demo, "the demonstration's table and three answers")
     demo.add_argument("--model", required=True)
     demo.add_argument("--data", type=Path, required=True)

@@ -71,7 +71,10 @@ MAY_IMPORT = {
     "data_processor.retrieval": (*STORE, "data_processor.retrieval", "data_processor.linking"),
     "data_processor.retrieval.gfm": (*STORE, "data_processor.retrieval", "modeling_gfm"),
     "data_processor": ("data_processor",),
-    "evaluation": ("evaluation", "data_processor.schema", "data_processor.dataset", "data_processor.text_generator"),
+    "evaluation": (
+        "evaluation", "data_processor.schema", "data_processor.dataset", "data_processor.text_generator",
+        "data_processor.prompts", "data_processor.replies", "data_processor.wording",
+    ),  # fmt: skip
     "training": (*MODELS, "training", "data_processor", "evaluation", "serving.publish"),
     "finetune": (*MODELS, "training", "data_processor", "evaluation", "serving.publish"),
     "serving": (*MODELS, "serving", *STORE, "data_processor.retrieval", "evaluation"),
