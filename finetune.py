@@ -1,32 +1,23 @@
 """The one training driver: flags -> data -> model -> the stock Trainer -> a loadable folder, its scores, the Hub.
 
-    python finetune.py configs/demo.yaml --output_dir output/demo/model
-    torchrun --nproc_per_node 8 finetune.py configs/finetune_lora.yaml --model_name_or_path M --data_path D
+python finetune.py configs/demo.yaml --output_dir output/demo/model
+torchrun --nproc_per_node 8 finetune.py configs/finetune_lora.yaml --model_name_or_path M --data_path D
 """
 
 import logging
 import sys
-from functools import partial
-from pathlib import Path
+import time
 from typing import Any
 
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from data_processor.collator import GraphCollator
-from data_processor.dataset import GraphQADataset
-from data_processor.schema import read_jsonl
-from evaluation.generation import generate_predictions
-from modeling_graphllm import GraphConfig
-from processing_graphllm import GraphLLMProcessor
-from serving.publish import base_folder, composite, push, save_output, write_companions
+from serving.publish import push
 from training.arguments import Arguments, TrainingArguments, parse
 from training.callbacks import WholeCheckpoints, last_whole_checkpoint
-from training.data import build_processor, encode, graph_settings, load_tokenizer, longest
-from training.dry_run import dry_run
 from training.launch import start
-from training.model import check_trainable, graph_config_of
 from training.optimizer import GroupedOptimizer
+from training.parts import Parts
 from training.record import check_same_run, write_metrics, write_run
 from training.stages import STAGES
 
@@ -39,32 +30,30 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     Args:
         argv: the command line without the program's name; by default that of this process.
     """
+    started = time.perf_counter()
     arguments = parse(sys.argv[1:] if argv is None else argv)
     start(arguments.training)
     stage = STAGES[arguments.run.stage]
-    tokenizer, text_config = load_tokenizer(arguments)
-    raw = stage.open_splits(arguments, tokenizer)
-    begin(arguments, raw)
+    opened = stage.open(arguments)
+    begin(arguments, opened.splits)
     checkpoint = resume_point(arguments)
-    processor, graph = readers(arguments, tokenizer, text_config, next(iter(raw.values())))
-    splits = encode(arguments, raw, processor, text_config)
-    model = stage.build_model(arguments, graph, processor, feature_encoder_of(raw))
+    parts = stage.build(arguments, opened)
     if arguments.run.dry_run:
-        report, figures = dry_run(arguments, model, processor, splits["train"])
+        report, figures = stage.dry_run(arguments, parts)
         print(report)
         return figures
-    if arguments.run.include_base:
-        base_folder(composite(model))  # what could not be copied at the end is said before the start
 
-    trainer = build_trainer(arguments, model, processor, splits)
+    trainer = build_trainer(arguments, parts)
+    stage.check(arguments, parts)
     metrics: dict[str, Any] = {}
     if arguments.training.do_train:
         metrics |= trainer.train(resume_from_checkpoint=checkpoint).metrics
-        save(arguments, trainer, processor)
+        stage.save(arguments, parts, trainer)
     if arguments.training.do_eval:
         metrics |= trainer.evaluate()
     if arguments.training.do_predict:
-        metrics |= predict(arguments, trainer, processor, raw["test"])
+        metrics |= stage.predict(arguments, parts, trainer)
+    metrics["minutes"] = (time.perf_counter() - started) / 60
     if trainer.is_world_process_zero():
         write_metrics(arguments.training.output_dir, metrics)
         publish(arguments.training)
@@ -100,51 +89,23 @@ def resume_point(arguments: Arguments) -> str | None:
     return str(found)
 
 
-def readers(
-    arguments: Arguments, tokenizer: Any, text_config: Any, dataset: Any
-) -> tuple[GraphLLMProcessor, GraphConfig]:
-    """The processor and the graph's reader: those of --init_from, or new ones as the flags and the data say."""
-    if arguments.run.init_from:
-        return GraphLLMProcessor.from_pretrained(arguments.run.init_from), graph_config_of(arguments.run.init_from)
-    graph = graph_settings(arguments.graph, dataset, arguments.data.use_graph)
-    return build_processor(arguments, tokenizer, graph, text_config), graph
-
-
-def feature_encoder_of(raw: dict[str, Any]) -> str | None:
-    """What made the graph's features; None for conversations."""
-    dataset = next(iter(raw.values()))
-    return dataset.graph.text_encoder if isinstance(dataset, GraphQADataset) else None
-
-
-def build_trainer(arguments: Arguments, model: Any, processor: GraphLLMProcessor, splits: dict[str, Any]) -> Trainer:
+def build_trainer(arguments: Arguments, parts: Parts) -> Trainer:
     """The stock Trainer, with a second learning rate if one is asked for and checkpoints that carry a marker."""
     training = arguments.training
     rate = training.graph_learning_rate
     grouped = (GroupedOptimizer, {"arguments": training, "graph_learning_rate": rate}) if rate is not None else None
     limit, training.save_total_limit = training.save_total_limit, None
-    trainer = Trainer(
-        model=model,
+    return Trainer(
+        model=parts.model,
         args=training,
-        data_collator=GraphCollator(processor),
-        train_dataset=splits.get("train"),
-        eval_dataset=splits.get("validation"),
-        processing_class=processor,
-        callbacks=[WholeCheckpoints(partial(write_companions, model, processor), limit)],
+        data_collator=parts.collator,
+        train_dataset=parts.splits.get("train"),
+        eval_dataset=parts.splits.get("validation"),
+        processing_class=parts.processor,
+        compute_metrics=parts.compute_metrics,
+        preprocess_logits_for_metrics=parts.prepare_metrics,
+        callbacks=[*parts.callbacks, WholeCheckpoints(parts.write_companions, limit)],
         optimizer_cls_and_kwargs=grouped,
-    )
-    check_trainable(model, arguments.adaptation)
-    return trainer
-
-
-def save(arguments: Arguments, trainer: Trainer, processor: GraphLLMProcessor) -> None:
-    """A loadable folder at the top of the output; every process takes part, the first one writes."""
-    save_output(
-        trainer.model,
-        processor,
-        arguments.training.output_dir,
-        arguments.run.include_base,
-        save_weights=partial(trainer.save_model, _internal_call=True),
-        write=trainer.is_world_process_zero(),
     )
 
 
@@ -153,21 +114,6 @@ def publish(training: TrainingArguments) -> None:
     if training.push_to_hub:
         where = (training.hub_model_id, training.hub_token, training.hub_private_repo, training.hub_revision)
         logger.info("Published: %s", push(training.output_dir, *where))
-
-
-def predict(arguments: Arguments, trainer: Trainer, processor: GraphLLMProcessor, dataset: Any) -> dict[str, float]:
-    """Answers the test split into predictions.jsonl and scores it."""
-    model = composite(trainer.model)
-    path = generate_predictions(
-        model,
-        processor,
-        dataset,
-        Path(arguments.training.output_dir) / "predictions.jsonl",
-        batch_size=arguments.training.per_device_eval_batch_size,
-        max_new_tokens=arguments.model.max_new_tokens,
-        max_length=longest(arguments, model.config.text_config),
-    )
-    return STAGES[arguments.run.stage].score([row for _, row in read_jsonl(path)])
 
 
 if __name__ == "__main__":

@@ -103,6 +103,9 @@ class HeldOutQueries:
         questions_per_batch: B.
         sample: at most so many triples of each graph, None for all.
         seed: of the sample.
+
+    Attributes:
+        places: (n,) the graph of every item.
     """
 
     def __init__(
@@ -124,6 +127,7 @@ class HeldOutQueries:
             groups = groups.reshape(-1) // questions_per_batch
             cuts = np.flatnonzero(np.diff(groups)) + 1
             self._batches += [(place, part) for part in np.split(queries, cuts) if len(part)]
+        self.places = np.array([place for place, _ in self._batches])
         if not self._batches:
             raise ValueError(f"None of the graphs has {split} triples: {', '.join(one.name for one in graphs)}.")
 

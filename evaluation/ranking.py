@@ -27,14 +27,13 @@ def rank_metrics(ranks: np.ndarray) -> dict[str, float]:
         ranks: (T, 2) [pessimistic, optimistic], from 1.
 
     Returns:
-        `mr`, `mrr`, `hits@1`, `hits@3`, `hits@10` of the realistic ranks; the same with `_pessimistic`; `tie_policy`,
-        the share of equal scores that the plain names count as ranked above, .5.
+        `mr`, `mrr`, `hits@1`, `hits@3`, `hits@10` of the realistic ranks; the same with `_pessimistic`.
     """
     if not len(ranks):
         raise ValueError("There is no rank to report: the split has no right answer in its graph.")
     ranks = np.asarray(ranks, dtype=np.float64)
     worst = {f"{name}_pessimistic": value for name, value in _metrics(ranks[:, 0]).items()}
-    return _metrics(realistic(ranks)) | worst | {"tie_policy": TIE_POLICY}
+    return _metrics(realistic(ranks)) | worst
 
 
 def _metrics(ranks: np.ndarray) -> dict[str, float]:

@@ -120,6 +120,23 @@ def test_the_token_of_the_hub_is_exported_and_kept_nowhere_else(base, monkeypatc
     assert "s3cret" not in " ".join(sys.argv) + json.dumps(arguments.flat())
 
 
+def test_an_item_of_a_graph_retriever_is_a_batch_unless_flags_say_otherwise(tmp_path):
+    words = ["--stage", "gfm_pretrain", "--data_path", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    training = parse(words).training
+    assert (training.per_device_train_batch_size, training.per_device_eval_batch_size) == (1, 1)
+    assert training.prediction_loss_only is False
+    assert training.label_names == ["graph_index"]
+    with pytest.raises(ValueError, match="--questions_per_batch"):
+        parse([*words, "--per_device_train_batch_size", "8"])
+
+
+def test_several_data_sets_are_a_list_and_one_is_recorded_as_it_was_given(tmp_path, base):
+    words = ["--stage", "gfm_pretrain", "--output_dir", str(tmp_path / "out"), "--data_path", str(tmp_path)]
+    assert parse(words).flat()["data_path"] == str(tmp_path)
+    assert parse([*words, str(tmp_path)]).flat()["data_path"] == [str(tmp_path)] * 2
+    assert parse(base).data.path == base[base.index("--data_path") + 1]
+
+
 def test_a_key_without_a_value_is_refused(base):
     with pytest.raises(ValueError, match="without a value"):
         parse([*base, "--key"])
@@ -152,11 +169,32 @@ def filled(folder, name):
     return str(folder)
 
 
+RETRIEVER = {
+    "stage": "gfm_pretrain", "model_name_or_path": None, "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1, "prediction_loss_only": False,
+}  # fmt: skip
+
+
 # One row for each row of CHECKS: flags that it refuses, and the machine they are refused on.
 ROWS = {
     "no model": lambda t: ({"model_name_or_path": None}, CPU),
     "no data": lambda t: ({"data_path": None}, CPU),
-    "missing data": lambda t: ({"data_path": str(t / "nowhere")}, CPU),
+    "missing data": lambda t: ({"data_path": [str(t / "nowhere")]}, CPU),
+    "several data sets": lambda t: ({"data_path": [str(t), str(t)]}, CPU),
+    "file instead of a graph": lambda t: ({**RETRIEVER, "data_path": [str(t / "data.json")]}, CPU),
+    "language model of a graph retriever": lambda t: (
+        {**RETRIEVER, "data_path": [str(t)], "model_name_or_path": "m"},
+        CPU,
+    ),
+    "items that are batches": lambda t: (
+        {**RETRIEVER, "data_path": [str(t)], "per_device_train_batch_size": 8},
+        CPU,
+    ),
+    "questions per batch": lambda t: ({"questions_per_batch": 0}, CPU),
+    "ZeRO-3 of a graph retriever": lambda t: (
+        {**RETRIEVER, "data_path": [str(t)], "deepspeed": "ds_configs/zero3.json"},
+        CPU,
+    ),
     "no GPU": lambda t: ({"use_cpu": False}, CPU),
     "several GPUs without torchrun": lambda t: ({}, Machine(gpus=2, launched=False)),
     "DeepSpeed optimizer": lambda t: ({"deepspeed": deepspeed(t, optimizer={})}, CPU),
@@ -202,7 +240,7 @@ def usable(tmp_path) -> Namespace:
 
 def vars_of(arguments) -> dict:
     values = {}
-    for room in (arguments.run, arguments.model, arguments.graph, arguments.lora, arguments.data, arguments.training):
+    for room in vars(arguments).values():
         values |= vars(room)
     return values | {"eval_strategy": arguments.training.eval_strategy.value}
 
@@ -227,7 +265,8 @@ def test_each_row_refuses_its_combination_in_one_sentence_of_its_own(tmp_path, m
     with pytest.raises(ValueError) as raised:
         check_flags(flags, machine)
     message = str(raised.value)
-    assert message == check.message.format(**vars(flags) | vars(machine))
+    paths = {"data_path": " ".join(flags.data_path or [])}
+    assert message == check.message.format(**vars(flags) | vars(machine) | paths)
     assert "{" not in message and message.endswith(".")
 
 

@@ -186,14 +186,16 @@ def test_the_revision_of_the_base_comes_with_an_earlier_output_unless_another_is
 
 
 def test_answers_are_asked_for_with_prompts_as_short_as_in_training(run, monkeypatch):
+    from training import qa
+
     seen = {}
-    generate = finetune.generate_predictions
+    generate = qa.generate_predictions
 
     def keep(*arguments, **settings):
         seen.update(settings)
         return generate(*arguments, **settings)
 
-    monkeypatch.setattr(finetune, "generate_predictions", keep)
+    monkeypatch.setattr(qa, "generate_predictions", keep)
     run("short", "--do_predict", "True", "--model_max_length", "300")
     assert seen["max_length"] == 300
     run("long", "--do_predict", "True", "--max_steps", "1")

@@ -20,7 +20,6 @@ def test_a_constant_scorer_gains_nothing_from_ties():
     assert metrics["mr"] == 51
     assert metrics["hits@10"] == metrics["hits@1_pessimistic"] == 0
     assert metrics["mrr_pessimistic"] == 1 / 101
-    assert metrics["tie_policy"] == 0.5
 
 
 def test_no_rank_is_an_error():

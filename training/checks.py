@@ -1,7 +1,6 @@
 """What finetune.py refuses and why: a row for each combination of flags that cannot work, checked before the start."""
 
 import importlib.util
-import json
 import os
 from argparse import Namespace
 from collections.abc import Callable
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from training.deepspeed_file import deepspeed_config, zero_stage
 
 
 @dataclass(frozen=True)
@@ -45,28 +46,6 @@ class Check:
     message: str
 
 
-def deepspeed_config(flags: Namespace) -> dict[str, Any]:
-    """The DeepSpeed configuration that `--deepspeed` names, or {}.
-
-    Raises:
-        ValueError: no such file, or not JSON.
-    """
-    if not flags.deepspeed:
-        return {}
-    inline = str(flags.deepspeed).lstrip().startswith("{")
-    if not inline and not Path(flags.deepspeed).is_file():
-        raise ValueError(f"--deepspeed {flags.deepspeed}: no such file. Those of the project are in ds_configs/.")
-    try:
-        return json.loads(flags.deepspeed if inline else Path(flags.deepspeed).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--deepspeed {flags.deepspeed} is not JSON: {error}") from error
-
-
-def zero_stage(flags: Namespace) -> int:
-    """0 without DeepSpeed, else the stage of ZeRO."""
-    return int(deepspeed_config(flags).get("zero_optimization", {}).get("stage", 0))
-
-
 # what a run without training, or one that was refused, leaves in its folder
 HARMLESS = ("rejected*.jsonl", "_preprocessed", "metrics.json", "predictions*")
 
@@ -83,14 +62,14 @@ def _unrelated(flags: Namespace, machine: Machine) -> bool:
 
 
 def _writes_to_data(flags: Namespace, machine: Machine) -> bool:
-    places = [place for place in (flags.data_path, flags.model_name_or_path, flags.init_from) if place]
+    places = [place for place in (*(flags.data_path or []), flags.model_name_or_path, flags.init_from) if place]
     return any(Path(place).resolve() == Path(flags.output_dir).resolve() for place in places)
 
 
 CHECKS = (
     Check(
         "no model",
-        lambda f, m: not f.model_name_or_path and not f.init_from,
+        lambda f, m: f.stage == "qa" and not f.model_name_or_path and not f.init_from,
         "No model was named. Pass --model_name_or_path (a Hub id or a folder) or --init_from (an earlier output).",
     ),
     Check(
@@ -100,8 +79,42 @@ CHECKS = (
     ),
     Check(
         "missing data",
-        lambda f, m: f.data_path and not Path(f.data_path).exists(),
+        lambda f, m: not all(Path(path).exists() for path in f.data_path or []),
         "--data_path {data_path} does not exist. Give a dataset folder, conversation JSON or chat JSON lines.",
+    ),
+    Check(
+        "several data sets",
+        lambda f, m: f.stage == "qa" and len(f.data_path or []) > 1,
+        "--stage qa trains on one data set, --data_path {data_path} are several. Give one of them, or join them.",
+    ),
+    Check(
+        "file instead of a graph",
+        lambda f, m: f.stage != "qa" and not all(Path(path).is_dir() for path in f.data_path),
+        "--stage {stage} reads dataset folders, --data_path {data_path} is a file. Give the folder that holds graph/.",
+    ),
+    Check(
+        "language model of a graph retriever",
+        lambda f, m: f.stage != "qa" and f.model_name_or_path,
+        "--model_name_or_path {model_name_or_path} names a language model, which --stage {stage} has none of. Leave "
+        "it out; --init_from starts from an earlier output.",
+    ),
+    Check(
+        "items that are batches",
+        lambda f, m: f.stage != "qa" and (f.per_device_train_batch_size, f.per_device_eval_batch_size) != (1, 1),
+        "--stage {stage} reads one batch at a time. Set --questions_per_batch, and leave "
+        "--per_device_train_batch_size and --per_device_eval_batch_size out.",
+    ),
+    Check(
+        "questions per batch",
+        lambda f, m: f.questions_per_batch < 1 or f.num_negatives < 0,
+        "--questions_per_batch {questions_per_batch} and --num_negatives {num_negatives} cannot both be used. The "
+        "first must be 1 or more, the second 0 (every node) or more.",
+    ),
+    Check(
+        "ZeRO-3 of a graph retriever",
+        lambda f, m: f.stage != "qa" and zero_stage(f) == 3,
+        "{deepspeed} would partition a model of a few million parameters, which --stage {stage} does not support. Use "
+        "ds_configs/zero1.json or zero2.json, or no DeepSpeed.",
     ),
     Check(
         "no GPU",
@@ -128,8 +141,10 @@ CHECKS = (
     ),
     Check(
         "ZeRO-3 save",
-        lambda f, m: zero_stage(f) == 3
-        and not deepspeed_config(f)["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save"),
+        lambda f, m: (
+            zero_stage(f) == 3
+            and not deepspeed_config(f)["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save")
+        ),
         "{deepspeed} would save empty weights under ZeRO-3. Set stage3_gather_16bit_weights_on_model_save to true.",
     ),
     Check(
@@ -167,7 +182,7 @@ CHECKS = (
     ),
     Check(
         "generation in the Trainer",
-        lambda f, m: not f.prediction_loss_only,
+        lambda f, m: f.stage == "qa" and not f.prediction_loss_only,
         "--prediction_loss_only False would gather logits of rows of different widths. Leave it out; --do_predict "
         "generates answers.",
     ),
@@ -218,10 +233,13 @@ CHECKS = (
     ),
     Check(
         "push of a local base",
-        lambda f, m: f.push_to_hub
-        and (f.use_lora or f.freeze_lm)
-        and not f.include_base
-        and Path(f.model_name_or_path or f.init_from).is_dir(),
+        lambda f, m: (
+            f.push_to_hub
+            and f.stage == "qa"
+            and (f.use_lora or f.freeze_lm)
+            and not f.include_base
+            and Path(f.model_name_or_path or f.init_from).is_dir()
+        ),
         "The published model would look for its base model in a folder of this machine. Add --include_base True, or "
         "name a base model of the Hub.",
     ),
@@ -247,8 +265,10 @@ CHECKS = (
     ),
     Check(
         "checkpoint folder",
-        lambda f, m: f.resume_from_checkpoint not in (None, "auto", "none")
-        and not (Path(f.resume_from_checkpoint) / "trainer_state.json").is_file(),
+        lambda f, m: (
+            f.resume_from_checkpoint not in (None, "auto", "none")
+            and not (Path(f.resume_from_checkpoint) / "trainer_state.json").is_file()
+        ),
         "--resume_from_checkpoint {resume_from_checkpoint} is no checkpoint. Give a checkpoint-N folder.",
     ),
     Check(
@@ -261,6 +281,7 @@ CHECKS = (
 
 def check_flags(flags: Namespace, machine: Machine) -> None:
     """Raises ValueError with the message of the first row of CHECKS that applies."""
+    paths = {"data_path": " ".join(flags.data_path or [])}
     for check in CHECKS:
         if check.refused(flags, machine):
-            raise ValueError(check.message.format(**vars(flags) | vars(machine)))
+            raise ValueError(check.message.format(**vars(flags) | vars(machine) | paths))

@@ -94,24 +94,24 @@ def open_splits(arguments: Arguments, tokenizer: PreTrainedTokenizerBase) -> dic
         "validation": data.validation_split if training.do_eval else None,
         "test": data.test_split if training.do_predict else None,
     }
-    if Path(data.data_path).is_dir():
+    if Path(data.path).is_dir():
         settings = (data.use_graph, data.use_text, data.text_style, data.max_text_tokens, tokenizer)
-        return {key: GraphQADataset(data.data_path, split, *settings) for key, split in wanted.items() if split}
+        return {key: GraphQADataset(data.path, split, *settings) for key, split in wanted.items() if split}
     if training.do_predict:
         raise ValueError(
-            f"--do_predict answers the test split of a dataset folder; {data.data_path} holds conversations. Leave it "
+            f"--do_predict answers the test split of a dataset folder; {data.path} holds conversations. Leave it "
             "out, and ask the finished model with `python -m evaluation generate --data FILE`."
         )
     if arguments.model.freeze_lm:
         raise ValueError(
-            f"--freeze_lm True trains the graph modules only, and conversations ({data.data_path}) have no graph. "
+            f"--freeze_lm True trains the graph modules only, and conversations ({data.path}) have no graph. "
             "Leave it out."
         )
     return _conversations(arguments)
 
 
 def _conversations(arguments: Arguments) -> dict[str, RawDataset]:
-    path, data = arguments.data.data_path, arguments.data
+    path, data = arguments.data.path, arguments.data
     with Rejected(folder_of_rejected(arguments) / "rejected.jsonl") as rejected:
         rows = list(iter_conversations(Path(path), rejected))
     if rejected.count:

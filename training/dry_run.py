@@ -33,9 +33,14 @@ def dry_run(
     figures = {f"{room}/{name}": float(value) for room, row in table.items() for name, value in row.items()}
     figures |= {f"memory/{name}": size for name, (size, _) in memory.items()}
     figures |= {f"steps/{name}": float(value) for name, value in counts.items()}
+    write_figures(arguments, figures)
+    return "\n\n".join(report), figures
+
+
+def write_figures(arguments: Arguments, figures: dict[str, float]) -> None:
+    """Writes the figures to --json, if that is given."""
     if arguments.run.json:
         write_json(arguments.run.json, figures)
-    return "\n\n".join(report), figures
 
 
 def measure(arguments: Arguments, train: EncodedDataset) -> Step:

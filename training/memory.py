@@ -1,5 +1,6 @@
 """What a model holds and what a step of it costs: the parameter table and the memory estimate of `--dry_run`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +49,13 @@ def numel(parameter: nn.Parameter) -> int:
     return parameter.ds_numel if "ds_numel" in vars(parameter) else parameter.numel()
 
 
-def parameter_table(model: nn.Module) -> dict[str, dict[str, int]]:
-    """`{room: {"total", "trainable", "bytes"}}` and the row `all`; a tied weight counts once."""
+def parameter_table(model: nn.Module, room_of: Callable[[str], str] = room_of) -> dict[str, dict[str, int]]:
+    """`{room: {"total", "trainable", "bytes"}}` and the row `all`; a tied weight counts once.
+
+    Args:
+        model: whose parameters are counted.
+        room_of: name of a parameter -> the room that it is listed under.
+    """
     table: dict[str, dict[str, int]] = {}
     for name, parameter in model.named_parameters():
         size = numel(parameter)

@@ -1,27 +1,10 @@
-"""What each `--stage` trains, in one plain table: its data, its model, its scores. All else is the same Trainer."""
+"""What each `--stage` trains, in one plain table: its data, model, saving and scores. All else is the same Trainer."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from training import gfm, qa
+from training.parts import Stage
 
-from evaluation.metrics import score
-from training.data import open_splits
-from training.model import build_model
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One way to train.
-
-    Attributes:
-        open_splits: flags and tokenizer -> the raw splits that the run reads.
-        build_model: flags, graph reader, processor, feature encoder -> the model with its trained parameters marked.
-        score: rows of predictions.jsonl -> metrics.
-    """
-
-    open_splits: Callable[..., dict[str, Any]]
-    build_model: Callable[..., Any]
-    score: Callable[..., dict[str, float]]
-
-
-STAGES = {"qa": Stage(open_splits=open_splits, build_model=build_model, score=score)}
+STAGES = {
+    "qa": Stage(qa.open_splits, qa.build, qa.dry_run, qa.check, qa.save, qa.predict),
+    "gfm_pretrain": Stage(gfm.open_completions, gfm.build_pretraining, gfm.dry_run, gfm.check, gfm.save, gfm.complete),
+    "gfm_finetune": Stage(gfm.open_questions, gfm.build_finetuning, gfm.dry_run, gfm.check, gfm.save, gfm.retrieve),
+}

@@ -1,0 +1,183 @@
+"""The flags of finetune.py, one dataclass a room; training/arguments.py reads them."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import transformers
+from transformers.hf_argparser import HfArg
+
+
+@dataclass
+class RunArguments:
+    stage: Literal["qa", "gfm_pretrain", "gfm_finetune"] = HfArg(
+        default="qa", help="What is trained: see training/stages.py."
+    )
+    init_from: str | None = HfArg(default=None, help="Output folder of a run whose weights this one starts from.")
+    dry_run: bool = HfArg(default=False, help="Build everything, print parameters, one example and memory, and stop.")
+    json: str | None = HfArg(default=None, help="With --dry_run: also write its figures to this file.")
+    include_base: bool = HfArg(default=False, help="Copy the base model into base/ of the output folder.")
+    use_wandb: bool = HfArg(default=False, help="Log to Weights & Biases (WANDB_MODE=offline works without a key).")
+    wandb_project: str = HfArg(default="graphllm", help="Project name at Weights & Biases.")
+    wandb_run_name: str | None = HfArg(default=None, help="Run name there; by default the output folder.")
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str | None = HfArg(default=None, help="Base language model: a Hub id or a local folder.")
+    model_revision: str | None = HfArg(default=None, help="Branch, tag or commit of the base model.")
+    cache_dir: str | None = HfArg(default=None, help="Where downloads are kept.")
+    dtype: str | None = HfArg(
+        default=None,
+        help="float32, bfloat16, float16 or auto (the checkpoint's). By default float32, or auto where --bf16 or "
+        "--fp16 is set and the language model itself is not trained.",
+    )
+    attn_implementation: str | None = HfArg(default=None, help="sdpa, eager, flash_attention_2, ...")
+    freeze_lm: bool = HfArg(default=False, help="Train the graph modules only: no LoRA, no language-model weight.")
+    chat_template: str | None = HfArg(default=None, help="Jinja file to use instead of the tokenizer's template.")
+    model_max_length: int = HfArg(default=8192, help="Longest example in tokens; the prompt is cut, never the answer.")
+    max_new_tokens: int = HfArg(default=32, help="Longest answer of --do_predict, in tokens.")
+
+
+@dataclass
+class GraphArguments:
+    """What is left out keeps the default of GraphConfig in modeling_graphllm.py."""
+
+    graph_encoder: str | None = HfArg(default=None, help="gcn, gat, graph_transformer, sage, mpnn or none.")
+    graph_hidden_dim: int | None = HfArg(default=None, help="Width of the encoder.")
+    graph_num_layers: int | None = HfArg(default=None, help="Layers of message passing.")
+    graph_num_heads: int | None = HfArg(default=None, help="Attention heads of gat and graph_transformer.")
+    graph_dropout: float | None = HfArg(default=None, help="Dropout inside the encoder.")
+    graph_norm: str | None = HfArg(default=None, help="layer or graph.")
+    graph_aggregations: list[str] | None = HfArg(default=None, help="Of mpnn: any of sum max mean var.")
+    graph_bidirectional: bool | None = HfArg(default=None, help="True or False: messages also against the edges.")
+    graph_readout: str | None = HfArg(default=None, help="mean (a fixed number of tokens) or nodes (one per node).")
+    num_graph_tokens: int | None = HfArg(default=None, help="Tokens of one graph with readout mean.")
+    max_graph_nodes: int | None = HfArg(default=None, help="Most nodes that become tokens with readout nodes.")
+    graph_projector: str | None = HfArg(default=None, help="mlp, ffn or linear.")
+    projector_hidden_dim: int | None = HfArg(default=None, help="Inner width of the projector.")
+    projector_dropout: float | None = HfArg(default=None, help="Dropout of the ffn projector.")
+    projector_scale: float | None = HfArg(
+        default=None, help="Size that the ffn projector's tokens start with: best that of the language model's own."
+    )
+    graph_token_dropout: float | None = HfArg(
+        default=None, help="Share of graphs whose tokens are zeroed in training: the model learns what no graph is."
+    )
+    graph_token: str = HfArg(default="<|graph|>", help="Placeholder of a graph in the rendered prompt.")
+
+
+@dataclass
+class LoraArguments:
+    use_lora: bool = HfArg(default=True, help="Train adapters of the language model; False trains it in full.")
+    q_lora: bool = HfArg(default=False, help="Hold the frozen base model in 4 bits (NF4, double quantisation).")
+    lora_r: int = HfArg(default=64, help="Rank.")
+    lora_alpha: int = HfArg(default=16, help="Scale: the update is multiplied by alpha / r.")
+    lora_dropout: float = HfArg(default=0.05, help="Dropout before the adapters.")
+    lora_target_modules: list[str] | None = HfArg(
+        default=None,
+        help="Names such as q_proj v_proj, or one regular expression, inside the language model. By default every "
+        "linear layer of it but the output head.",
+    )
+
+
+@dataclass
+class DataArguments:
+    data_path: list[str] | None = HfArg(
+        default=None,
+        help="A dataset folder, conversation JSON or chat JSON lines. The stages of a graph retriever take several "
+        "dataset folders.",
+    )
+    train_split: str = HfArg(default="train", help="Split of a dataset folder that is trained on.")
+    validation_split: str = HfArg(default="validation", help="Split that --do_eval and --eval_strategy read.")
+    test_split: str = HfArg(default="test", help="Split that --do_predict answers.")
+    validation: bool = HfArg(
+        default=True, help="Data without a validation split: take --validation_size rows out of the training rows."
+    )
+    validation_size: int = HfArg(
+        default=1000, help="Rows taken out of training; a tenth, with a warning, if that would leave none."
+    )
+    use_graph: bool = HfArg(default=True, help="Give the model graph tokens.")
+    use_text: bool = HfArg(default=True, help="Write the subgraph's facts into the prompt.")
+    text_style: str = HfArg(default="triples", help="triples or tables.")
+    max_text_tokens: int | None = HfArg(default=None, help="Budget for the facts in the prompt; the worst go first.")
+    lazy_preprocess: bool = HfArg(default=False, help="Tokenise each time a row is read, instead of once before.")
+    preprocess_cache: str | None = HfArg(default=None, help="Folder of tokenised rows, reused while nothing changed.")
+
+    @property
+    def path(self) -> str:
+        """The one path of a stage that takes one."""
+        (path,) = self.data_path
+        return path
+
+
+@dataclass
+class GFMArguments:
+    """Of a graph retriever. What is left out keeps the default of GFMConfig in modeling_gfm.py, and of the stage."""
+
+    gfm_hidden_dim: int | None = HfArg(default=None, help="Width of the states.")
+    gfm_num_layers: int | None = HfArg(default=None, help="Steps of message passing.")
+    gfm_message: str | None = HfArg(default=None, help="distmult, transe or rotate.")
+    gfm_aggregation: str | None = HfArg(default=None, help="sum, mean, max, min or pna.")
+    gfm_messages: str | None = HfArg(default=None, help="along the edges, or against them.")
+    gfm_relation_source: str | None = HfArg(
+        default=None, help="text (embedded relation texts), or graph (relations that meet; needs no text)."
+    )
+    gfm_question_relations: bool | None = HfArg(default=None, help="Relation vectors made from the question, too.")
+    gfm_hold_unreached: bool | None = HfArg(default=None, help="Nodes that no message has reached stay at zero.")
+    gfm_seed_weights: bool | None = HfArg(default=None, help="Seeds start with 1 / number of documents naming them.")
+    gfm_concat_hidden: bool | None = HfArg(default=None, help="The read-out sees the states of all layers.")
+    gfm_bce_weight: float | None = HfArg(default=None, help="Of the binary cross-entropy (1, fine-tuning .3).")
+    gfm_list_ce_weight: float | None = HfArg(default=None, help="Of the list cross-entropy (0, fine-tuning .7).")
+    gfm_softmax_weight: float | None = HfArg(default=None, help="Of the softmax cross-entropy.")
+    gfm_adversarial_temperature: float | None = HfArg(
+        default=None, help="Of the weights of negatives (1, fine-tuning .2); 0 for equal weights."
+    )
+    gfm_document_weight: float | None = HfArg(default=None, help="Share of the loss that is taken over documents.")
+    gfm_ranker: str | None = HfArg(default=None, help="simple, idf, topk or idf_topk.")
+    gfm_top_entities: int | None = HfArg(default=None, help="Entities that the last two rankers look at.")
+    questions_per_batch: int = HfArg(default=8, help="Questions, or triples, that a batch asks of one graph.")
+    num_negatives: int = HfArg(
+        default=256, help="Wrong nodes that a triple is compared with in pre-training; 0 for every node."
+    )
+    max_batches_per_epoch: int | None = HfArg(default=None, help="Most batches of each graph in an epoch.")
+    validation_sample: int | None = HfArg(default=None, help="Most triples or questions of each graph to evaluate on.")
+    target_nodes: Literal["answers", "documents"] | None = HfArg(
+        default=None,
+        help="What is right: answer nodes, or the nodes that supporting documents name. By default the first that a "
+        "question has.",
+    )
+    mask_seeds: bool = HfArg(default=False, help="Hide the names of seed nodes from the text encoder.")
+    on_subgraphs: bool = HfArg(default=False, help="Score the nodes of subgraphs/ instead of the whole graph.")
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """Hugging Face's, with the settings that flat graph batches need, and a CPU where there is no GPU."""
+
+    output_dir: str | None = HfArg(default="output/run", help="Where the model, run.json and checkpoints are written.")
+    do_train: bool = HfArg(default=True, help="Train. Default True.")
+    use_cpu: bool | None = HfArg(default=None, help="Train on the CPU. Default: where no GPU is present.")
+    optim: str = HfArg(default="adamw_torch", help="Optimizer, by its name in Hugging Face's Trainer.")
+    graph_learning_rate: float | None = HfArg(
+        default=None, help="Learning rate of the graph encoder and projector. Default: --learning_rate."
+    )
+    resume_from_checkpoint: str | None = HfArg(
+        default="auto", help="auto (the last whole checkpoint of --output_dir), none, or a folder."
+    )
+    remove_unused_columns: bool = HfArg(default=False, help="Must stay False: the collator needs the graphs.")
+    label_names: list[str] | None = HfArg(default_factory=lambda: ["labels"], help="Keys of a batch that are labels.")
+    prediction_loss_only: bool = HfArg(default=True, help="Evaluation keeps the loss, not the logits. Default True.")
+    ddp_find_unused_parameters: bool | None = HfArg(default=False, help="False: every parameter runs in every step.")
+    accelerator_config: dict | str | None = HfArg(
+        default_factory=lambda: {"dispatch_batches": False}, help="JSON. Batches must not be cut by row."
+    )
+
+    hub_strategy: str = HfArg(default="end", help="Published once, when the folder is whole.")
+
+    def __post_init__(self) -> None:
+        if self.use_cpu is None:
+            self.use_cpu = not torch.accelerator.is_available()
+        if self.use_cpu:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        super().__post_init__()
