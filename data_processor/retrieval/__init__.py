@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from data_processor.retrieval.gfm import gfm
 from data_processor.retrieval.pagerank import pagerank, random_walk
 from data_processor.retrieval.pcst import pcst
 from data_processor.retrieval.similarity import similarity
@@ -14,4 +15,5 @@ METHODS: dict[str, Callable[..., Subgraph]] = {
     "pagerank": pagerank,
     "random_walk": random_walk,
     "pcst": pcst,
+    "gfm": gfm,
 }

@@ -136,6 +136,7 @@ def retrieve_folder(
             "questions_checksum": checksum(path),
             "method": method,
             "parameters": {**parameters, **described, **({"within_given": True} if within_given else {})},
+            "weights": weights_of(parameters.get("model")),
         }
         folder, report = data / "subgraphs" / split, {}
         if is_done(folder, manifest):
@@ -149,6 +150,12 @@ def retrieve_folder(
         write_subgraphs(folder, [pair.id for pair in pairs], subgraphs, report, manifest)
         reports[split] = report
     return reports
+
+
+def weights_of(model: str | None) -> str | None:
+    """The checksum of the weights in a model's folder; None where no local folder is named."""
+    path = Path(model or "") / "model.safetensors"
+    return checksum(path) if model is not None and path.is_file() else None
 
 
 def given_subgraphs(data: Path, split: str) -> SubgraphStore | None:

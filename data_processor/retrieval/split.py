@@ -18,6 +18,7 @@ from data_processor.vector_index import ExactIndex, FaissIndex
 
 BLOCK_QUESTIONS = 256
 TEXT_SAMPLE = 200  # questions whose subgraph's text is counted
+KNOWN_TEXTS = 65536  # embeddings of questions that are kept
 SEED_SOURCES = ("linked", "similar", "both")
 TOKEN = re.compile(r"\w+|[^\w\s]")
 
@@ -34,6 +35,7 @@ class Retriever:
         encoder, index: embed the question and search the node features; None: linked seeds only. Within parts of the
             graph the index is not used: their few nodes are all compared.
         top_k: similar nodes a question.
+        worded: (question, its linked seeds) -> what the encoder reads in its place; None: the question as it stands.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Retriever:
         encoder: Encoder | None = None,
         index: ExactIndex | FaissIndex | None = None,
         top_k: int = 10,
+        worded: Callable[[str, Sequence[int]], str] | None = None,
     ) -> None:
         if seed_source not in SEED_SOURCES:
             raise ValueError(f"the seeds must be one of {', '.join(SEED_SOURCES)}, got {seed_source!r}")
@@ -54,6 +57,7 @@ class Retriever:
             raise ValueError(f"the graph was embedded by {graph.text_encoder}, not by {encoder.name}; use one encoder")
         self._graph, self._method, self._parameters = graph, method, parameters
         self._seed_source, self._encoder, self._index, self._top_k = seed_source, encoder, index, top_k
+        self._worded, self._known = worded, dict[str, np.ndarray]()
 
     def retrieve(
         self,
@@ -68,6 +72,8 @@ class Retriever:
             within: the part of the graph that each question may use; None: all of it.
         """
         parts = repeat(None) if within is None else iter(within)
+        if self._worded is not None:
+            questions = [self._worded(*both) for both in zip(questions, linked, strict=True)]
         for start in range(0, len(questions), BLOCK_QUESTIONS):
             block = slice(start, start + BLOCK_QUESTIONS)
             vectors, scores, nodes, shared = self._search(list(questions[block]), within is None)
@@ -97,12 +103,21 @@ class Retriever:
         nothing = np.zeros((len(questions), 0))
         if self._encoder is None:
             return [None] * len(questions), nothing, nothing.astype(np.int64), 0.0
-        vectors = self._encoder.encode(questions)
+        vectors = self._vectors(questions)
         if self._index is None or not everywhere:
             return vectors, nothing, nothing.astype(np.int64), 0.0
         begin = time.perf_counter()
         scores, nodes = self._index.search(vectors, self._top_k)
         return vectors, scores, nodes, 1000 * (time.perf_counter() - begin) / len(questions)
+
+    def _vectors(self, questions: list[str]) -> np.ndarray:
+        """(q, F): each distinct text is embedded once, as long as KNOWN_TEXTS hold them all."""
+        if len(self._known) > KNOWN_TEXTS:
+            self._known.clear()
+        new = [text for text in dict.fromkeys(questions) if text not in self._known]
+        if new:
+            self._known.update(zip(new, self._encoder.encode(new), strict=True))
+        return np.stack([self._known[text] for text in questions])
 
     def _seeds(self, linked: np.ndarray, scores: np.ndarray, similar: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scores, similar = scores[similar >= 0], similar[similar >= 0]
