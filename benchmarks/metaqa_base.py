@@ -273,7 +273,7 @@ def build_base(data: Path, folder: Path, recipe: Recipe, hops: int) -> dict[str,
         lessons = Lessons.one_hop(data, recipe.seed, recipe.most_facts)
         model = transplant(recipe.start, lessons.tokenizer)
     else:
-        lessons = Lessons.two_hops(data, recipe.seed, recipe.start)
+        lessons = Lessons.paths(data, recipe.seed, recipe.start)
         model = LlamaForCausalLM.from_pretrained(recipe.start)
         load_checkpoint(model, Path(recipe.start))
     reader = Reader(lessons, model, folder, recipe)

@@ -52,17 +52,17 @@ class Star:
 
 
 def build_data(source: Path, folder: Path, hops: int) -> Path:
-    """Writes the dataset folder of the questions of one or two hops; returns it. What is finished is not done again.
+    """Writes the dataset folder of the questions of one to three hops; returns it. What is finished is not done again.
 
-    A question of train and validation keeps one answer, the one that is listed first (of two hops the path to it; the
+    A question of train and validation keeps one answer, the one that is listed first (of more hops the path to it; the
     questions without one are left out and counted); test keeps all.
     """
     if (folder / "data.json").is_file():
         return folder
     IMPORTERS["metaqa"](source, folder, (hops,))
     graph = embed_graph(both_directions(KnowledgeGraph.open(folder / "graph")).path, load_encoder(ENCODER))
-    if hops == 2:
-        write_json(folder / "wordings.json", asked_kinds(graph, read_qa(folder / "qa" / "train.jsonl")))
+    if hops > 1:
+        write_json(folder / "wordings.json", asked_kinds(graph, read_qa(folder / "qa" / "train.jsonl"), hops))
     report = {split: retrieve(graph, folder, split, retriever(folder)) for split in ("train", "validation", "test")}
     write_json(folder / "data.json", report)
     return folder
@@ -76,7 +76,7 @@ def retriever(folder: Path) -> Star | Paths:
 def read_wordings(folder: Path) -> dict[str, Kind]:
     """For every wording of a question the kind of path that it asks for."""
     wordings = json.loads((folder / "wordings.json").read_text(encoding="utf-8"))
-    return {wording: (first, second) for wording, (first, second) in wordings.items()}
+    return {wording: tuple(kind) for wording, kind in wordings.items()}
 
 
 def both_directions(graph: KnowledgeGraph) -> KnowledgeGraph:

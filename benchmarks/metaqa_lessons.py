@@ -1,6 +1,6 @@
 """What the base models of the MetaQA record learn from: writers of texts, and the tokenizer of all of them.
 
-    lessons = Lessons.two_hops(Path("output/metaqa_2hop/data"), seed=0, start="output/metaqa_1hop/base")
+    lessons = Lessons.paths(Path("output/metaqa_2hop/data"), seed=0, start="output/metaqa_1hop/base")
 """
 
 from __future__ import annotations
@@ -71,18 +71,18 @@ class Lessons:
         return cls(writers, Writer(shapes, names[:cut], templates, 0.0), tokenizer)
 
     @classmethod
-    def two_hops(cls, data: Path, seed: int, start: str) -> Lessons:
+    def paths(cls, data: Path, seed: int, start: str) -> Lessons:
         """Paths from the entities of training questions; the tokenizer of the model that is gone on from."""
         from transformers import AutoTokenizer
 
         graph, rng = KnowledgeGraph.open(data / "graph"), random.Random(seed)
         names, cut = shuffled_names(graph, rng)
-        paths = Paths(read_wordings(data))
-        found = (paths.find(graph, pair) for pair in read_qa(data / "qa" / "train.jsonl"))
+        method = Paths(read_wordings(data))
+        found = (method.find(graph, pair) for pair in read_qa(data / "qa" / "train.jsonl"))
         shapes = [Shape.of(graph, subgraph) for subgraph in found]
         kinds, ids = np.array(graph.node_type(np.arange(graph.num_nodes))), np.arange(graph.num_nodes)
         closed = {kind: graph.node_name(ids[kinds == kind]) for kind in CLOSED}
-        ways = ways_to_ask(paths.wordings)
+        ways = ways_to_ask(method.wordings)
         writers = tuple(PathWriter(shapes, names[cut:], closed, ways, share) for share in (0.25, 0.05))
         tokenizer = AutoTokenizer.from_pretrained(start)
         return cls(writers, PathWriter(shapes, names[:cut], closed, ways, 0.0), tokenizer)

@@ -1,4 +1,4 @@
-"""Two steps through MetaQA: the pairs of relations that questions ask for, facts on such paths, texts to read them.
+"""Paths through MetaQA: the relations that questions ask for in turn, the facts on such paths, texts to read them.
 
 A question is answered by the path that was read, without its beginning: ` | directed | Heat | has_genre | Crime`.
 """
@@ -12,22 +12,24 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 from zlib import crc32
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+from tqdm import tqdm
 
 from benchmarks.metaqa_texts import AGAIN, Text
 from data_processor.demo_texts import ASSISTANT, END, USER
 from data_processor.graph_store import KnowledgeGraph
 from data_processor.schema import QAPair, Subgraph
 
-Kind = tuple[str, str]  # names of the first and of the second relation
+Kind = tuple[str, ...]  # names of the relations of a path in their order
 Fact = tuple[int, str, int]  # head, name of the relation, tail
-BRANCHES = 3  # entities one step away that are kept for each relation: those with the most kinds of facts
-TAILS = 3  # facts of one relation that are kept for each of them
+LISTED = {2: (3, 3), 3: (2, 2, 1)}  # facts of one relation that are kept at every step, by the length of the paths
+LOOKED_AT = 6  # of the facts of one relation in the middle of a path
+HUB = 300  # whoever has more facts is not walked through to learn what wordings ask for
 CLOSED = ("year", "language", "genre")  # types with few names, each known from many questions
 TURNS = 6  # questions in one text at most
 
@@ -38,26 +40,30 @@ def facts_from(graph: KnowledgeGraph, node: int) -> list[list[int]]:
     return np.column_stack([rows, graph.edges[rows, 1:]]).tolist()
 
 
-def two_step_ends(graph: KnowledgeGraph, seed: int) -> dict[tuple[int, int], set[int]]:
-    """What two steps lead to, but for the way back: {(first relation, second relation): nodes}."""
-    ends: dict[tuple[int, int], set[int]] = defaultdict(set)
-    for _, first, middle in facts_from(graph, seed):
-        for _, second, end in facts_from(graph, middle):
-            if end != seed:
-                ends[first, second].add(end)
-    return ends
+def path_ends(graph: KnowledgeGraph, seed: int, steps: int) -> dict[tuple[int, ...], set[int]]:
+    """What paths of so many steps lead to, but for the way back: {relations: nodes}."""
+    reached: dict[tuple[int, ...], set[int]] = {(): {seed}}
+    for step in range(steps):
+        ends: dict[tuple[int, ...], set[int]] = defaultdict(set)
+        for kind, nodes in reached.items():
+            for facts in (facts_from(graph, node) for node in nodes):
+                if step == 0 or len(facts) <= HUB:
+                    for _, relation, end in facts:
+                        ends[*kind, relation].add(end)
+        reached = {kind: nodes - {seed} for kind, nodes in ends.items()}
+    return reached
 
 
-def asked_kinds(graph: KnowledgeGraph, pairs: Sequence[QAPair]) -> dict[str, Kind]:
+def asked_kinds(graph: KnowledgeGraph, pairs: Sequence[QAPair], steps: int) -> dict[str, Kind]:
     """For every wording, `{}` for the name, the kind of path that most often leads to just the answers."""
     names, votes = graph.relation_name(np.arange(graph.num_relations)), defaultdict(Counter)
-    for pair in pairs:
+    for pair in tqdm(pairs, desc="wordings", unit=" questions", delay=2):
         topic, gold = graph.node_name(pair.seed_nodes)[0], set(pair.answer_nodes)
         if pair.question.count(topic) == 1:
-            ends = two_step_ends(graph, pair.seed_nodes[0])
+            ends = path_ends(graph, pair.seed_nodes[0], steps)
             votes[pair.question.replace(topic, "{}")].update(kind for kind, found in ends.items() if found == gold)
     best = {wording: counts.most_common(1)[0][0] for wording, counts in sorted(votes.items()) if counts}
-    return {wording: (names[first], names[second]) for wording, (first, second) in best.items()}
+    return {wording: tuple(names[relation] for relation in kind) for wording, kind in best.items()}
 
 
 def ways_to_ask(wordings: dict[str, Kind]) -> dict[Kind, list[str]]:
@@ -70,34 +76,31 @@ def ways_to_ask(wordings: dict[str, Kind]) -> dict[Kind, list[str]]:
 
 @dataclass(frozen=True)
 class Paths:
-    """Retrieval of two steps: the facts on paths of the kinds that training questions ask for.
+    """Retrieval of paths: the facts on paths of the kinds that training questions ask for.
 
     Attributes:
-        wordings: what `asked_kinds` found.
+        wordings: what `asked_kinds` found; all kinds are of one length.
     """
 
     wordings: dict[str, Kind]
-    parameters: ClassVar[dict[str, int]] = {"branches": BRANCHES, "tails": TAILS}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """For the manifest of the subgraphs."""
+        steps = len(next(iter(self.wordings.values())))
+        return {"steps": steps, "listed": LISTED[steps]}
 
     def find(self, graph: KnowledgeGraph, pair: QAPair) -> Subgraph:
         """The facts on paths from a question's entity, each step followed by what it leads to.
 
-        Of every relation the BRANCHES neighbours that lead on in most ways, best first, and TAILS facts of each
-        relation of theirs. Ties and all other order are drawn by the question's id.
+        Of every relation the few neighbours that lead on in most ways are kept, best first. Ties and all other order
+        are drawn by the question's id.
         """
         rng, seed = random.Random(crc32(pair.id.encode())), pair.seed_nodes[0]
         ids = {name: place for place, name in enumerate(graph.relation_name(np.arange(graph.num_relations)))}
-        kinds = {(ids[first], ids[second]) for first, second in self.wordings.values()}
-        branches: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
-        steps = facts_from(graph, seed)
-        rng.shuffle(steps)
-        for row, first, middle in steps:
-            seconds = [second for relation, second in kinds if relation == first]
-            variety, rows = onward(graph, middle, seconds, seed, rng)
-            if variety:
-                branches[first].append((variety, [row, *rows]))
-        best = (sorted(group, key=lambda branch: -branch[0])[:BRANCHES] for group in branches.values())
-        kept = list(dict.fromkeys(row for group in best for _, rows in group for row in rows))
+        kinds = {tuple(ids[name] for name in kind) for kind in self.wordings.values()}
+        _, rows = Walk(graph, seed, rng, self.parameters["listed"]).on(seed, kinds)
+        kept = list(dict.fromkeys(rows))
         return graph.subgraph(list(dict.fromkeys([seed, *graph.edges[kept][:, [0, 2]].flatten().tolist()])), kept)
 
     def learnt(self, graph: KnowledgeGraph, pair: QAPair, subgraph: Subgraph) -> QAPair | None:
@@ -105,22 +108,41 @@ class Paths:
         seed = pair.seed_nodes[0]
         kind = self.wordings.get(pair.question.replace(graph.node_name([seed])[0], "{}"))
         path = first_path(named_facts(graph, subgraph), seed, kind) if kind else None
-        if path is None or path[1] not in pair.answer_nodes:
+        if path is None or path[-1] not in pair.answer_nodes:
             return None
-        text = "".join(answer_pieces(kind, *graph.node_name(list(path))))
-        return dataclasses.replace(pair, answers=(text,), answer_nodes=(path[1],))
+        text = "".join(answer_pieces(kind, graph.node_name(list(path))))
+        return dataclasses.replace(pair, answers=(text,), answer_nodes=(path[-1],))
 
 
-def onward(
-    graph: KnowledgeGraph, middle: int, seconds: Sequence[int], seed: int, rng: random.Random
-) -> tuple[int, list[int]]:
-    """(how many of the relations `seconds` lead on from a node but to `seed`, the rows of their first facts)."""
-    steps = [step for step in facts_from(graph, middle) if step[1] in seconds and step[2] != seed]
-    rng.shuffle(steps)
-    listed: dict[int, list[int]] = defaultdict(list)
-    for row, relation, _ in steps:
-        listed[relation].append(row)
-    return len(listed), [row for rows in listed.values() for row in rows[:TAILS]]
+@dataclass(frozen=True)
+class Walk:
+    """The walk from one question's entity; `listed` is a row of LISTED."""
+
+    graph: KnowledgeGraph
+    seed: int
+    rng: random.Random
+    listed: tuple[int, ...]
+
+    def on(self, node: int, kinds: set[tuple[int, ...]]) -> tuple[int, list[int]]:
+        """(how many kinds of paths lead on from a node, the rows of their facts); never back to the entity."""
+        steps = [step for step in facts_from(self.graph, node) if step[2] != self.seed]
+        if node != self.seed:
+            steps = [step for step in steps if step[1] in {kind[0] for kind in kinds}]
+        self.rng.shuffle(steps)
+        branches: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
+        for row, relation, middle in steps:
+            rest = {kind[1:] for kind in kinds if kind[0] == relation}
+            if not rest or (node != self.seed and len(branches[relation]) == LOOKED_AT):
+                continue
+            variety, rows = (1, []) if rest == {()} else self.on(middle, rest)
+            if variety:
+                branches[relation].append((variety, [row, *rows]))
+        total, kept, listed = 0, [], self.listed[-len(next(iter(kinds)))]
+        for group in branches.values():
+            best = sorted(group, key=lambda branch: -branch[0])[:listed]
+            total += max((variety for variety, _ in best), default=0)
+            kept += [row for _, rows in best for row in rows]
+        return total, kept
 
 
 def named_facts(graph: KnowledgeGraph, subgraph: Subgraph) -> list[Fact]:
@@ -130,19 +152,26 @@ def named_facts(graph: KnowledgeGraph, subgraph: Subgraph) -> list[Fact]:
     return list(zip(edges[:, 0].tolist(), names, edges[:, 2].tolist(), strict=True))
 
 
-def first_path(facts: Sequence[Fact], seed: int, kind: Kind) -> tuple[int, int] | None:
-    """(middle, end) of the path of this kind that is listed first."""
-    for head, first, middle in facts:
-        if (head, first) == (seed, kind[0]):
-            for other, second, end in facts:
-                if (other, second) == (middle, kind[1]) and end != seed:
-                    return middle, end
+def first_path(facts: Sequence[Fact], seed: int, kind: Kind) -> tuple[int, ...] | None:
+    """The nodes, behind the entity, of the path of this kind that is listed first and never comes back to it."""
+    return path_on(facts, seed, kind, seed)
+
+
+def path_on(facts: Sequence[Fact], node: int, kind: Kind, seed: int) -> tuple[int, ...] | None:
+    """The first path from a node; () where no relation is left."""
+    if not kind:
+        return ()
+    for head, relation, tail in facts:
+        if (head, relation) == (node, kind[0]) and tail != seed:
+            rest = path_on(facts, tail, kind[1:], seed)
+            if rest is not None:
+                return (tail, *rest)
     return None
 
 
-def answer_pieces(kind: Kind, middle: str, end: str) -> list[str]:
+def answer_pieces(kind: Kind, names: Sequence[str]) -> list[str]:
     """An answer in pieces that no token spans."""
-    return [f" | {kind[0]} | ", middle, f" | {kind[1]} | ", end]
+    return [piece for relation, name in zip(kind, names, strict=True) for piece in (f" | {relation} | ", name)]
 
 
 @dataclass(frozen=True)
@@ -169,7 +198,7 @@ class PathWriter:
         names: for all entities, or in half of the texts for those alone whose type is not closed.
         closed: names of the closed types.
         ways: for every kind of path the ways to ask for it.
-        direct: share of questions that name the two relations as the facts do: the easiest to learn from.
+        direct: share of questions that name the relations as the facts do: the easiest to learn from.
     """
 
     shapes: Sequence[Shape]
@@ -190,7 +219,7 @@ class PathWriter:
         paths = {kind: path for kind in self.ways if (path := first_path(shape.facts, 0, kind))}
         for i, kind in enumerate(rng.sample(sorted(paths), min(TURNS, len(paths)))):
             text += [("\n", 0.0) if i == 0 else (USER, 0.0), *self.question(rng, names[0], kind), (END, 0.0)]
-            answer = answer_pieces(kind, *(names[node] for node in paths[kind]))
+            answer = answer_pieces(kind, [names[node] for node in paths[kind]])
             text += [(ASSISTANT, 0.0), *((piece, 1.0) for piece in answer), (END, 1.0)]
         return text
 

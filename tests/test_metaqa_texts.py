@@ -9,8 +9,7 @@ from benchmarks.metaqa_base import realign
 from benchmarks.metaqa_data import FACTS, both_directions, first_listed, rename, shuffled_within_types, star
 from benchmarks.metaqa_lessons import FREQUENT, Lessons
 from benchmarks.metaqa_paths import (
-    BRANCHES,
-    TAILS,
+    LISTED,
     Paths,
     PathWriter,
     Shape,
@@ -121,7 +120,7 @@ def two_hops():
 
 
 def test_a_wording_asks_for_the_kind_of_path_that_ends_at_its_answers(graph, two_hops):
-    assert asked_kinds(graph, two_hops) == KINDS
+    assert asked_kinds(graph, two_hops, 2) == KINDS
 
 
 def test_paths_never_lead_back_and_hold_the_facts_of_asked_kinds_alone(graph, two_hops):
@@ -136,18 +135,19 @@ def test_paths_never_lead_back_and_hold_the_facts_of_asked_kinds_alone(graph, tw
 
 
 def test_of_many_neighbours_the_few_that_lead_on_in_most_ways_are_kept(tmp_path):
-    films = range(1, BRANCHES + 3)
-    nodes = [{"name": "P"}, *({"name": f"F{i}"} for i in films), *({"name": f"T{i}"} for i in range(TAILS + 2)),
+    branches, tails = LISTED[2]
+    films = range(1, branches + 3)
+    nodes = [{"name": "P"}, *({"name": f"F{i}"} for i in films), *({"name": f"T{i}"} for i in range(tails + 2)),
              {"name": "1994"}]  # fmt: skip
-    rich, year, first_tail = BRANCHES + 2, len(nodes) - 1, BRANCHES + 3
+    rich, year, first_tail = branches + 2, len(nodes) - 1, branches + 3
     edges = [[0, 0, film] for film in films] + [[film, 1, first_tail] for film in films]
-    edges += [[rich, 1, first_tail + i] for i in range(1, TAILS + 2)] + [[rich, 2, year]]
+    edges += [[rich, 1, first_tail + i] for i in range(1, tails + 2)] + [[rich, 2, year]]
     relations = [{"name": "made"}, {"name": "tag"}, {"name": "year"}]
     graph = write_graph(tmp_path / "fan", nodes, relations, np.array(edges))
     paths = Paths({"tags of {}": ("made", "tag"), "years of {}": ("made", "year")})
     facts = named_facts(graph, paths.find(graph, QAPair("q", "years of P", ("1994",), (year,), (0,))))
-    assert facts[0] == (0, "made", rich) and sum(name == "made" for _, name, _ in facts) == BRANCHES
-    assert sum((head, name) == (rich, "tag") for head, name, _ in facts) == TAILS
+    assert facts[0] == (0, "made", rich) and sum(name == "made" for _, name, _ in facts) == branches
+    assert sum((head, name) == (rich, "tag") for head, name, _ in facts) == tails
     assert (rich, "year", year) in facts
 
 
@@ -201,3 +201,15 @@ def test_marks_and_relations_are_neither_frequent_nor_rare(writer):
     assert set(frequent.tolist()) == set(tokenizer.encode("Heat"))
     assert not set(marks) & {*frequent.tolist(), *rare.tolist()}
     assert len(frequent) + len(rare) == len(tokenizer) - 6
+
+
+def test_a_path_of_three_steps_is_found_listed_and_learnt(graph):
+    kind = ("starred_actors", "acted_in", "directed_by")
+    pair = QAPair("q5", "who directed films with actors of Kill Bill", ("Nora Berg",), (7,), (0,), type="3-hop")
+    assert asked_kinds(graph, [pair], 3) == {"who directed films with actors of {}": kind}
+    paths = Paths({"who directed films with actors of {}": kind})
+    subgraph = paths.find(graph, pair)
+    assert paths.learnt(graph, pair, subgraph).answers == (
+        " | starred_actors | Al Pacino | acted_in | Heat | directed_by | Nora Berg",
+    )
+    assert set(subgraph.nodes.tolist()) == {0, 5, 1, 7}  # Uma Thurman leads on to no other film
