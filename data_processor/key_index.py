@@ -14,7 +14,9 @@ class KeyIndex:
         self._table = sqlite3.connect("", isolation_level=None)
         self._table.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._table.execute("PRAGMA journal_mode = OFF")
+        self._table.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._table.execute("CREATE TABLE entries (key BLOB PRIMARY KEY, number INTEGER) WITHOUT ROWID")
+        self._table.execute("BEGIN")  # one transaction for ever: nothing is kept, so nothing needs to be committed
 
     def set(self, key: bytes, number: int) -> None:
         """Stores the number of a key, in place of the one it had."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+CHINESE = re.compile("[\u4e00-\u9fff]")
+
 PROMPTS: dict[str, dict[str, str]] = {
     "en": {
         "theme": """Name the subject of the passage in at most five words.
@@ -238,6 +242,5 @@ def check_prompt(name: str, text: str) -> None:
 
 def language_of(text: str) -> str:
     """"zh" when at least a fifth of the letters are Chinese characters, else "en"."""
-    letters = sum(character.isalpha() for character in text)
-    chinese = sum("\u4e00" <= character <= "\u9fff" for character in text)
+    chinese, letters = len(CHINESE.findall(text)), sum(map(str.isalpha, text))
     return "zh" if chinese and chinese * 5 >= letters else "en"

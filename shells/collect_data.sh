@@ -7,7 +7,8 @@
 #
 # The key of a server is read from OPENAI_API_KEY. A run that was stopped goes on when started again; what was replied
 # once is never asked again. --dry_run says what it would cost; `python -m data_processor collect --help` has all flags.
-# With --extract the graph is embedded by ENCODER (hashing) and subgraphs are retrieved by METHOD (pagerank).
+# With --extract the graph is embedded by ENCODER (hashing) and the questions' subgraphs are retrieved with RETRIEVE
+# (--method pagerank --max_nodes 12).
 set -euo pipefail
 script="$(cd "$(dirname "$0")" && pwd)/$(basename "$0")"
 source "$(dirname "$script")/common.sh"
@@ -15,7 +16,8 @@ source "$(dirname "$script")/common.sh"
 # graph DATA: what training needs beside graph/ and qa/.
 graph() {
     "$PYTHON" -m data_processor embed --graph "$1/graph" --encoder "${ENCODER:-hashing}"
-    "$PYTHON" -m data_processor retrieve --data "$1" --method "${METHOD:-pagerank}" --max_nodes "${MAX_NODES:-12}"
+    # shellcheck disable=SC2086
+    "$PYTHON" -m data_processor retrieve --data "$1" ${RETRIEVE:---method pagerank --max_nodes 12}
 }
 
 if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
