@@ -15,6 +15,7 @@ BLOCK_ROWS = 65536  # vectors compared at a time: the memory of an exact search 
 KINDS = ("exact", "hnsw", "ivf")
 HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 80, 128
 TRAIN_ROWS_PER_LIST, SEARCHED_SHARE = 40, 12  # ivf: an index of L lists searches max(8, L / SEARCHED_SHARE) of them
+COMPARED = 4  # ivf: so many times as many as are wanted are found by bytes and compared exactly
 
 
 class ExactIndex:
@@ -46,15 +47,28 @@ class ExactIndex:
 
 
 class FaissIndex:
-    """An approximate index; `kind` "hnsw" (a graph of links) or "ivf" (lists of near vectors in half precision)."""
+    """An approximate index; `kind` "hnsw" (a graph of links) or "ivf" (lists of near vectors, a byte a number).
 
-    def __init__(self, index: Any, kind: str) -> None:
-        self._index = index
+    Args:
+        vectors: (n, d), those that the index was built of, also a memory map: what "ivf" finds is compared with them.
+    """
+
+    def __init__(self, index: Any, kind: str, vectors: np.ndarray) -> None:
+        self._index, self._vectors = index, vectors
         self.kind = kind
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As `ExactIndex.search`; where fewer than k are found the rows are -1."""
-        scores, rows = self._index.search(unit_rows(queries), min(k, self._index.ntotal))
+        queries, k = unit_rows(queries), min(k, self._index.ntotal)
+        if self.kind != "ivf":
+            return self._index.search(queries, k)
+        _, found = self._index.search(queries, min(COMPARED * k, self._index.ntotal))
+        scores, rows = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1)
+        for place, query in enumerate(queries):
+            candidates = np.sort(found[place][found[place] >= 0])  # in the order in which they lie on disk
+            cosines = unit_rows(self._vectors[candidates]) @ query
+            best = np.argsort(-cosines, kind="stable")[:k]
+            scores[place, : len(best)], rows[place, : len(best)] = cosines[best], candidates[best]
         return scores, rows
 
 
@@ -73,7 +87,7 @@ def build_index(vectors: np.ndarray, kind: str) -> ExactIndex | FaissIndex:
     """An index over vectors (n, d).
 
     Args:
-        kind: "exact"; "hnsw": fast and precise, most memory, longest to build; "ivf": half the memory of float32.
+        kind: "exact"; "hnsw": fast and precise, most memory, longest to build; "ivf": a quarter of the memory.
 
     Raises:
         ValueError: another kind, or FAISS is not installed.
@@ -89,13 +103,13 @@ def build_index(vectors: np.ndarray, kind: str) -> ExactIndex | FaissIndex:
         index.hnsw.efConstruction, index.hnsw.efSearch = HNSW_BUILD, HNSW_SEARCH
     else:
         lists = max(1, min(int(2 * count**0.5), count // TRAIN_ROWS_PER_LIST))
-        index = faiss.index_factory(width, f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(width, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
         sample = np.random.default_rng(0).permutation(count)[: lists * TRAIN_ROWS_PER_LIST]
         index.train(unit_rows(vectors[np.sort(sample)]))
         index.nprobe = max(8, lists // SEARCHED_SHARE)
     for start in range(0, count, BLOCK_ROWS):
         index.add(unit_rows(vectors[start : start + BLOCK_ROWS]))
-    return FaissIndex(index, kind)
+    return FaissIndex(index, kind, vectors)
 
 
 def open_index(vectors: np.ndarray, folder: str | Path, key: str, kind: str = "exact") -> ExactIndex | FaissIndex:
@@ -111,7 +125,7 @@ def open_index(vectors: np.ndarray, folder: str | Path, key: str, kind: str = "e
     about = path.with_suffix(".json")
     if path.is_file() and about.is_file() and json.loads(about.read_text(encoding="utf-8")) == {"key": key}:
         faiss = import_faiss(kind)
-        return FaissIndex(faiss.read_index(str(path), faiss.IO_FLAG_MMAP if kind == "ivf" else 0), kind)
+        return FaissIndex(faiss.read_index(str(path), faiss.IO_FLAG_MMAP if kind == "ivf" else 0), kind, vectors)
     index = build_index(vectors, kind)
     about.unlink(missing_ok=True)
     with atomic_write(path) as temporary:

@@ -159,6 +159,17 @@ def test_search_finds_the_nearest(tmp_path, kind):
         assert (rows == expected).mean() > 0.9
 
 
+def test_what_an_ivf_index_finds_is_compared_exactly():
+    pytest.importorskip("faiss")
+    vectors = np.random.default_rng(0).normal(size=(3000, 32)).astype(np.float32)
+    cosines, rows = build_index(vectors, "ivf").search(vectors[:5] * 2, 10)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert cosines == pytest.approx(np.take_along_axis(unit[:5] @ unit.T, rows, axis=1), abs=1e-6)
+    assert (np.diff(cosines, axis=1) <= 0).all() and rows[:, 0].tolist() == list(range(5))
+    few = build_index(vectors[:3], "ivf").search(vectors[:2], 10)
+    assert few[1].shape == (2, 3) and sorted(few[1][0]) == [0, 1, 2]
+
+
 def test_exact_search_over_blocks(monkeypatch):
     vectors = np.random.default_rng(1).normal(size=(50, 8)).astype(np.float32)
     whole = build_index(vectors, "exact").search(vectors, 7)
@@ -495,9 +506,8 @@ def test_pcst_is_connected_and_within_the_graph(tmp_path, data):
     seeds = np.array(draw(st.lists(node, min_size=1, max_size=4, unique=True)))
     weights = np.array(draw(st.lists(st.floats(0, 1), min_size=len(seeds), max_size=len(seeds))))
     options = {"top_k_edges": draw(st.integers(0, 4)), "edge_prizes": draw(st.sampled_from(EDGE_PRIZES))}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules[rank_edges.__module__], "WHOLE_EDGES", draw(st.sampled_from([0, 10**6])))
-        found = pcst(graph, np.array([1.0, 0.1, 0]), seeds, weights, **options)
+    options["whole_edges"] = draw(st.sampled_from([0, 10**6]))
+    found = pcst(graph, np.array([1.0, 0.1, 0]), seeds, weights, **options)
     assert len(found.nodes) and connected(found, graph)
     assert set(graph.edges[found.edges][:, [0, 2]].reshape(-1)) <= set(found.nodes)
     assert len(set(found.nodes)) == len(found.nodes) and len(set(found.edges)) == len(found.edges)

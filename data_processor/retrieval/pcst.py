@@ -15,7 +15,6 @@ from data_processor.schema import Subgraph
 DECAY = 0.01  # by how much the prize of edges of one rank stays below that of the rank above
 INSTALL = "pip install --force-reinstall --no-deps --no-binary pcst_fast pcst_fast"
 EDGE_PRIZES = ("relations", "sentences")
-WHOLE_EDGES = 50_000  # a graph of at most so many edges is searched whole, a larger one near the seeds
 
 
 def pcst(
@@ -30,6 +29,7 @@ def pcst(
     append: int = 0,
     edge_prizes: str = "relations",
     clusters: int = 1,
+    whole_edges: int = 50_000,
     ball_nodes: int = 5000,
     ball_steps: int = 2,
 ) -> Subgraph:
@@ -50,12 +50,13 @@ def pcst(
             sentences are embedded beforehand (`embed --edge_text`), not while a question waits: a neighbourhood has
             thousands, an encoder takes milliseconds each, and a graph's edges are the same for every question.
         clusters: connected parts of the result.
-        ball_nodes, ball_steps: size of the neighbourhood searched in a large graph.
+        whole_edges: a graph of at most so many edges is searched whole.
+        ball_nodes, ball_steps: size of the neighbourhood searched in a larger one.
     """
     order = np.argsort(-np.asarray(seed_scores), kind="stable")
     seeds = np.asarray(seeds, dtype=np.int64)[order]
     seeds = seeds[np.sort(np.unique(seeds, return_index=True)[1])]
-    nodes, rows, triples = surroundings(graph, seeds, ball_nodes, ball_steps)
+    nodes, rows, triples = surroundings(graph, seeds, whole_edges, ball_nodes, ball_steps)
     best = seeds[:top_k_nodes]
     node_prizes = np.zeros(len(nodes), dtype=np.float32)
     node_prizes[np.searchsorted(nodes, best)] = prizes_by_rank(len(best), max_prize)
@@ -80,12 +81,12 @@ def pcst(
 
 
 def surroundings(
-    graph: KnowledgeGraph, seeds: np.ndarray, ball_nodes: int, ball_steps: int
+    graph: KnowledgeGraph, seeds: np.ndarray, whole_edges: int, ball_nodes: int, ball_steps: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(node ids, edge rows, edges (e, 3)): the whole graph when small, else what a walk from the seeds meets most."""
     if len(seeds) == 0:
         return seeds, seeds, graph.edges[:0]
-    if graph.num_edges <= WHOLE_EDGES:
+    if graph.num_edges <= whole_edges:
         return np.arange(graph.num_nodes), np.arange(graph.num_edges), np.asarray(graph.edges)
     ball = random_walk(graph, None, seeds, np.ones(len(seeds)), max_nodes=ball_nodes, steps=ball_steps)
     rows = np.sort(ball.edges)
