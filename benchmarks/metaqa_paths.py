@@ -11,6 +11,8 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -29,13 +31,14 @@ Kind = tuple[str, ...]  # names of the relations of a path in their order
 Fact = tuple[int, str, int]  # head, name of the relation, tail
 LISTED = {2: (3, 3), 3: (2, 2, 1)}  # facts of one relation that are kept at every step, by the length of the paths
 LOOKED_AT = 6  # of the facts of one relation in the middle of a path
-HUB = 300  # whoever has more facts is not walked through to learn what wordings ask for
+HUB = 100  # whoever has more facts is not walked through to learn what wordings ask for
 CLOSED = ("year", "language", "genre")  # types with few names, each known from many questions
 TURNS = 6  # questions in one text at most
 
 
+@cache
 def facts_from(graph: KnowledgeGraph, node: int) -> list[list[int]]:
-    """The facts that begin at a node: [row, relation, tail]."""
+    """The facts that begin at a node: [row, relation, tail]; remembered, because paths cross."""
     rows = graph.out_edges(np.array([node]))
     return np.column_stack([rows, graph.edges[rows, 1:]]).tolist()
 
@@ -46,10 +49,9 @@ def path_ends(graph: KnowledgeGraph, seed: int, steps: int) -> dict[tuple[int, .
     for step in range(steps):
         ends: dict[tuple[int, ...], set[int]] = defaultdict(set)
         for kind, nodes in reached.items():
-            for facts in (facts_from(graph, node) for node in nodes):
-                if step == 0 or len(facts) <= HUB:
-                    for _, relation, end in facts:
-                        ends[*kind, relation].add(end)
+            walked = (facts for node in nodes if len(facts := facts_from(graph, node)) <= HUB or step == 0)
+            for _, relation, end in chain.from_iterable(walked):
+                ends[*kind, relation].add(end)
         reached = {kind: nodes - {seed} for kind, nodes in ends.items()}
     return reached
 
@@ -127,11 +129,15 @@ class Walk:
         """(how many kinds of paths lead on from a node, the rows of their facts); never back to the entity."""
         steps = [step for step in facts_from(self.graph, node) if step[2] != self.seed]
         if node != self.seed:
-            steps = [step for step in steps if step[1] in {kind[0] for kind in kinds}]
+            asked = {kind[0] for kind in kinds}
+            steps = [step for step in steps if step[1] in asked]
         self.rng.shuffle(steps)
         branches: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
+        rests = defaultdict(set)
+        for first, *rest in kinds:
+            rests[first].add(tuple(rest))
         for row, relation, middle in steps:
-            rest = {kind[1:] for kind in kinds if kind[0] == relation}
+            rest = rests.get(relation)
             if not rest or (node != self.seed and len(branches[relation]) == LOOKED_AT):
                 continue
             variety, rows = (1, []) if rest == {()} else self.on(middle, rest)
