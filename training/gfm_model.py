@@ -44,6 +44,7 @@ def build_model(arguments: Arguments, graphs: Sequence[KnowledgeGraph]) -> GFMFo
         encoder = encoder_of(graphs)
         shape = {name: value for name, value in given.items() if name not in FREE_FIELDS}
         width = graphs[0].relation_features.shape[1] if encoder else 1
+        shape["mask_seeds"] = arguments.gfm.mask_seeds
         return GFMForRetrieval(GFMConfig(feature_dim=width, feature_encoder=encoder, **shape, **losses))
     if not (Path(start) / "config.json").is_file() and Path(start).is_dir():
         raise ValueError(f"--init_from {start} holds no config.json: it is no output of a graph retriever's training.")
