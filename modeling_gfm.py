@@ -50,6 +50,8 @@ class GFMConfig(PreTrainedConfig):
         relation_source: `text`: x_r comes from the relation's embedding; `graph`: from a second network over the graph
             of relations, as in ULTRA (2310.04562), which needs no text.
         question_relations: the relation vectors of every layer are made from the question, too.
+        question_attention: then each layer reads its own words of the question: it attends over the embeddings of
+            tokens, so that a path that no training question asked for can be put together from known steps.
         hold_unreached: a node's state stays zero until a message from a seed has reached it. Scores inside the ball of
             `num_layers` steps around the seeds then do not depend on the rest of the graph.
         seed_weights: a seed starts with 1 / (number of documents that name it) of the question's vector.
@@ -76,6 +78,7 @@ class GFMConfig(PreTrainedConfig):
     messages: str = "along"
     relation_source: str = "text"
     question_relations: bool = False
+    question_attention: bool = False
     hold_unreached: bool = False
     seed_weights: bool = False
     concat_hidden: bool = False
@@ -98,6 +101,8 @@ class GFMConfig(PreTrainedConfig):
         ):
             if value not in allowed:
                 raise ValueError(f"The {name} {value!r} is not known. Choose one of {', '.join(allowed)}.")
+        if self.question_attention and not self.question_relations:
+            raise ValueError("question_attention is read by question_relations. Set both, or neither.")
         if self.message == "rotate" and self.hidden_dim % 2:
             raise ValueError(f"rotate pairs numbers, but hidden_dim is {self.hidden_dim}. Choose an even one.")
 
@@ -136,6 +141,11 @@ class RelationalEdges:
 
     def __len__(self) -> int:
         return len(self.sources)
+
+    @property
+    def degrees(self) -> Tensor:
+        """Messages that arrive at each node (N,)."""
+        return self.offsets.diff()
 
     def grouped(self, name: str) -> tuple[Tensor, Tensor]:
         """(offsets, places): the edges grouped by "source" or "relation", made when first asked for."""
@@ -322,9 +332,13 @@ def propagate(
     """
     narrow = states.dtype in (torch.float16, torch.bfloat16)
     wide = torch.float32 if narrow else states.dtype
+    shape = states.shape
     with torch.autocast(states.device.type, enabled=False):
-        result = _Propagate.apply(states.to(wide).contiguous(), relations.to(wide).contiguous(), edges, kind, reduce)
-    return result.to(states.dtype)
+        wide_states, wide_relations = states.to(wide).contiguous(), relations.to(wide).contiguous()
+        if kind != "rotate" and relations.shape[1] > 1:  # number by number: all questions are one long row
+            wide_states, wide_relations = wide_states.flatten(1)[:, None], wide_relations.flatten(1)[:, None]
+        result = _Propagate.apply(wide_states, wide_relations, edges, kind, reduce)
+    return result.reshape(shape).to(states.dtype)
 
 
 def chunks(edges: RelationalEdges, row_bytes: int) -> Iterator[slice]:
@@ -446,8 +460,7 @@ def cpu_kernels() -> CPUKernels | None:
         for node in numba.prange(len(offsets) - 1):
             for edge in range(offsets[node], offsets[node + 1]):
                 for b in range(states.shape[1]):
-                    vector = relations[kinds[edge], 0 if shared else b]
-                    row(result[node, b], states[ends[edge], b], vector, code)
+                    row(result, node, b, states, ends[edge], b, relations, kinds[edge], 0 if shared else b, code)
 
     @numba.njit(parallel=True, cache=True)
     def reduce_relations(
@@ -455,37 +468,43 @@ def cpu_kernels() -> CPUKernels | None:
     ) -> None:
         shared = result.shape[1] == 1
         for relation in numba.prange(len(offsets) - 1):
-            part = np.zeros_like(result[relation])
+            part = np.zeros_like(result[:1])
             for edge in range(offsets[relation], offsets[relation + 1]):
                 for b in range(states.shape[1]):
-                    row(part[0 if shared else b], grad[targets[edge], b], states[sources[edge], b], code)
+                    row(part, 0, 0 if shared else b, grad, targets[edge], b, states, sources[edge], b, code)
                 if (edge - offsets[relation]) % FLUSH == FLUSH - 1:
-                    result[relation] += part
+                    result[relation] += part[0]
                     part[:] = 0
-            result[relation] += part
+            result[relation] += part[0]
 
     return CPUKernels(gather, reduce_relations, lambda count: numba.set_num_threads(
         min(count, numba.config.NUMBA_NUM_THREADS)))  # fmt: skip
 
 
-def add_message(result: np.ndarray, state: np.ndarray, relation: np.ndarray, code: int) -> None:
-    """Adds one message (D,) to `result`: the body of the compiled loops."""
+def add_message(
+    result: np.ndarray, node: int, b: int, states: np.ndarray, end: int, c: int,
+    relations: np.ndarray, kind: int, d: int, code: int,
+) -> None:  # fmt: skip
+    """Adds the message of states[end, c] along relations[kind, d] to result[node, b]: the body of the loops."""
+    width = result.shape[2]
     if code == DISTMULT:
-        for i in range(len(result)):
-            result[i] += state[i] * relation[i]
+        for i in range(width):
+            result[node, b, i] += states[end, c, i] * relations[kind, d, i]
     elif code == TRANSE:
-        for i in range(len(result)):
-            result[i] += state[i] + relation[i]
+        for i in range(width):
+            result[node, b, i] += states[end, c, i] + relations[kind, d, i]
     elif code == COPY:
-        for i in range(len(result)):
-            result[i] += state[i]
+        for i in range(width):
+            result[node, b, i] += states[end, c, i]
     else:
-        half = len(result) // 2
-        sign = 1.0 if code == ROTATE else -1.0
+        half = width // 2
         for i in range(half):
-            turn = sign * relation[half + i]
-            result[i] += state[i] * relation[i] - state[half + i] * turn
-            result[half + i] += state[i] * turn + state[half + i] * relation[i]
+            real, imaginary = states[end, c, i], states[end, c, half + i]
+            turn_real, turn_imaginary = relations[kind, d, i], relations[kind, d, half + i]
+            if code == ROTATE_BACK:
+                turn_imaginary = -turn_imaginary
+            result[node, b, i] += real * turn_real - imaginary * turn_imaginary
+            result[node, b, half + i] += real * turn_imaginary + imaginary * turn_real
 
 
 # -------------------------------------------------------------------------------------------------------------- layers
@@ -504,6 +523,7 @@ class GFMLayer(nn.Module):
         if self.relation_table is None:
             self.relation_mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
         self.question = nn.Linear(width, width, bias=False) if config.question_relations else None
+        self.focus = nn.Linear(width, 1, bias=False) if config.question_attention else None
         self.linear = nn.Linear((13 if self.aggregation == "pna" else 2) * width, width)
         self.norm = nn.LayerNorm(width)
 
@@ -523,6 +543,11 @@ class GFMLayer(nn.Module):
             return self.relation_mlp(relations)
         first, activation, last = self.relation_mlp
         return last(activation(first(relations) + self.question(question)))
+
+    def words(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """What this layer reads of the questions (B, D): a mean of tokens (B, T, D) by attention; mask (B, T) bool."""
+        weights = self.focus(tokens).squeeze(-1).masked_fill(~mask, -torch.inf).softmax(-1)
+        return (weights[..., None] * tokens).sum(1)
 
     def forward(self, states: Tensor, start: Tensor, edges: RelationalEdges, vectors: Tensor) -> Tensor:
         """States (N, B, D) after this step; `start` (N, B, D) is what they were before the first one."""
@@ -545,7 +570,7 @@ class GFMLayer(nn.Module):
         total = propagate(*arguments) + start
         if self.aggregation == "sum":
             return total
-        count = (edges.offsets.diff() + 1).to(total.dtype)[:, None, None]
+        count = (edges.degrees + 1).to(total.dtype)[:, None, None]
         if self.aggregation == "mean":
             return total / count
         return self._principal(total / count, count, start, arguments)
@@ -615,7 +640,7 @@ def relation_graph(edges: RelationalEdges, against: bool) -> RelationalEdges:
     def incidence(ends: Tensor) -> Tensor:
         pairs = torch.unique(torch.stack([edges.relations, ends]), dim=1)
         ones = torch.ones(pairs.shape[1], device=pairs.device)
-        return torch.sparse_coo_tensor(pairs, ones, (count, edges.num_nodes)).coalesce()
+        return torch.sparse_coo_tensor(pairs, ones, (count, edges.num_nodes), check_invariants=False).coalesce()
 
     at_head, at_tail = incidence(heads), incidence(tails)
     pairs = []
@@ -664,6 +689,8 @@ class GFMForRetrieval(PreTrainedModel):
         if self.from_text:
             self.relation_projection = nn.Linear(config.feature_dim, width)
             self.question_projection = nn.Linear(config.feature_dim, width)
+            if config.question_attention:
+                self.token_projection = nn.Linear(config.feature_dim, width)
         else:
             self.relation_network = RelationNetwork(config)
         self.layers = nn.ModuleList(GFMLayer(config) for _ in range(config.num_layers))
@@ -707,6 +734,8 @@ class GFMForRetrieval(PreTrainedModel):
         seed_nodes: Tensor,
         seed_batch: Tensor,
         question_embeds: Tensor | None = None,
+        question_tokens: Tensor | None = None,
+        question_token_mask: Tensor | None = None,
         query_relations: Tensor | None = None,
         target_nodes: Tensor | None = None,
         target_batch: Tensor | None = None,
@@ -726,6 +755,8 @@ class GFMForRetrieval(PreTrainedModel):
             graph_index: (1,) place among the attached graphs.
             seed_nodes, seed_batch: (S,) nodes at which a question starts, and which question that is.
             question_embeds: (B, F), or query_relations: (B,) r for (seed, r, ?) and r + R for (?, r, seed).
+            question_tokens, question_token_mask: (B, T, F) embeddings of the questions' tokens, and (B, T) bool which
+                of them are not padding; with question_attention.
             target_nodes, target_batch: (T,) answers. known_nodes, known_batch: (K,) answers that are neither targets
                 nor wrong: left out of loss and ranks.
             negative_nodes: (B, C) what the targets are compared with; by default every other node.
@@ -742,10 +773,11 @@ class GFMForRetrieval(PreTrainedModel):
             raise ValueError("Give either question_embeds or query_relations.")
         edges = self._edges(graph, removed_edges)
         question, relations = self._read_question(graph, edges, question_embeds, query_relations)
+        words = self._words(question, question_tokens, question_token_mask)
         if edge_index is not None:
             edges = self._union(graph, edge_index, edge_relations, node_batch, len(question))
         start = self._start(graph, question, seed_nodes, seed_batch, node_batch)
-        states = self._run(start, edges, question, relations, node_batch is not None)
+        states = self._run(start, edges, words, relations, node_batch is not None)
         return self._output(
             graph, states, question, node_batch,
             (target_nodes, target_batch), (known_nodes, known_batch), negative_nodes,
@@ -771,11 +803,21 @@ class GFMForRetrieval(PreTrainedModel):
         if not self.from_text:
             if queries is None:
                 raise ValueError("A model with relation_source 'graph' reads query_relations, not questions.")
-            relations = self.relation_network(self._relation_graph(graph, edges), queries)
+            # seen from the relation as it is written, also where its inverse is asked: as ULTRA was trained
+            relations = self.relation_network(self._relation_graph(graph, edges), queries % graph.num_relations)
             return relations[queries, torch.arange(len(queries), device=queries.device)], relations
         table = graph.relation_embeds.to(self.device, self.dtype)
         embeds = table[queries] if embeds is None else embeds.to(self.dtype)
         return self.question_projection(embeds), self.relation_projection(table)[:, None]
+
+    def _words(self, question: Tensor, tokens: Tensor | None, mask: Tensor | None) -> list[Tensor]:
+        """What every layer reads of the questions: (B, D) each."""
+        if not self.config.question_attention:
+            return [question] * len(self.layers)
+        if tokens is None or mask is None:
+            raise ValueError("A model with question_attention reads question_tokens and question_token_mask.")
+        projected = self.token_projection(tokens.to(self.dtype))
+        return [layer.words(projected, mask) for layer in self.layers]
 
     def _relation_graph(self, graph: GFMGraph, edges: RelationalEdges) -> RelationalEdges:
         key = ("relation graph", self.config.messages, self.device)
@@ -810,14 +852,14 @@ class GFMForRetrieval(PreTrainedModel):
         return start.index_put((seeds, torch.zeros_like(seeds)), vectors)
 
     def _run(
-        self, start: Tensor, edges: RelationalEdges, question: Tensor, relations: Tensor, union: bool,
+        self, start: Tensor, edges: RelationalEdges, words: list[Tensor], relations: Tensor, union: bool,
         trace: list[tuple[Tensor, Tensor, Tensor]] | None = None,
     ) -> Tensor:  # fmt: skip
         """The last states (N, B, D), or those of all layers side by side; `trace` gets what evidence needs."""
         states, history = start, []
         reached = start.detach().ne(0).any(-1) if self.config.hold_unreached else None
-        for layer in self.layers:
-            vectors = layer.relation_vectors(relations, question)
+        for layer, read in zip(self.layers, words, strict=True):
+            vectors = layer.relation_vectors(relations, read)
             if union and vectors.shape[1] > 1:
                 vectors = vectors.transpose(0, 1).reshape(-1, 1, vectors.shape[-1])  # (B 2R, 1, D)
             aggregate = layer.aggregate(states, start, edges, vectors)
@@ -897,7 +939,8 @@ class GFMForRetrieval(PreTrainedModel):
     # -------------------------------------------------------------------------------------------------- inference
     def evidence(
         self, graph_index: Tensor, seed_nodes: Tensor, seed_batch: Tensor, question_embeds: Tensor,
-        edge_index: Tensor, edge_relations: Tensor, node_batch: Tensor, top: int = 10,
+        edge_index: Tensor, edge_relations: Tensor, node_batch: Tensor, question_tokens: Tensor | None = None,
+        question_token_mask: Tensor | None = None, top: int = 10,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Scores and what each edge did for them, by the very function that scores.
 
@@ -922,12 +965,13 @@ class GFMForRetrieval(PreTrainedModel):
             question, relations = self._read_question(graph, whole, question_embeds, None)
             edges = self._union(graph, edge_index, edge_relations, node_batch, len(question))
             start = self._start(graph, question, seed_nodes, seed_batch, node_batch).detach().requires_grad_()
-            states = self._run(start, edges, question, relations, True, trace)
+            words = self._words(question, question_tokens, question_token_mask)
+            states = self._run(start, edges, words, relations, True, trace)
             scores = self.score(states[:, 0], question[node_batch])
             best = torch.cat([places for places in top_places(scores, node_batch, len(question), top)])
             grads = torch.autograd.grad(scores[best].sum(), [aggregate for _, _, aggregate in trace])
         importance = scores.new_zeros(len(edges))
-        count = (edges.offsets.diff() + 1).to(scores.dtype)[:, None, None]
+        count = (edges.degrees + 1).to(scores.dtype)[:, None, None]
         for (states, vectors, _), grad in zip(trace, grads, strict=True):
             grad = grad / count if self.config.aggregation == "mean" else grad
             for part in chunks(edges, row_bytes(states)):
@@ -937,14 +981,17 @@ class GFMForRetrieval(PreTrainedModel):
         return scores.detach(), given.reshape(2, -1).sum(0)
 
     @torch.no_grad()
-    def score_near(self, graph_index: Tensor, seed_nodes: Tensor, question_embeds: Tensor) -> Tensor:
+    def score_near(
+        self, graph_index: Tensor, seed_nodes: Tensor, question_embeds: Tensor,
+        question_tokens: Tensor | None = None, question_token_mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """The same scores as `forward` for one question (1, N), computed only in the ball of its seeds.
 
         Outside the ball of l steps a node's state after step l is the same for every question: it is taken from a
         background that is computed once per graph and weights, or is zero with hold_unreached.
 
         Args:
-            seed_nodes: (S,). question_embeds: (1, F).
+            seed_nodes: (S,). question_embeds: (1, F). question_tokens, question_token_mask: as for `forward`.
 
         Raises:
             ValueError: a configuration in which states outside the ball do depend on the question.
@@ -960,8 +1007,9 @@ class GFMForRetrieval(PreTrainedModel):
         background = None if config.hold_unreached else self._background(graph, edges, relations)
         ball = torch.unique(seed_nodes)
         states = question.expand(len(ball), -1)
+        words = self._words(question, question_tokens, question_token_mask)
         for place, layer in enumerate(self.layers):
-            vectors = layer.relation_vectors(relations, question)
+            vectors = layer.relation_vectors(relations, words[place])
             behind = None if background is None else background[place]
             ball, states = self._step_near(layer, edges, vectors, ball, states, seed_nodes, question, behind)
         return self._score_ball(graph, question, ball, states, None if background is None else background[-1])
