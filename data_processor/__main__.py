@@ -87,6 +87,8 @@ def add_question_commands(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("link", help="names in questions -> seed nodes in qa/")
     command.add_argument("--data", type=Path, required=True, help="dataset folder")
     command.add_argument("--overwrite", action="store_true", help="also link questions that have seed nodes")
+    command.add_argument("--answers", action="store_true", help="also nodes named like an answer -> answer nodes, for "
+                         "questions without any: retrieval can then say how many answers it finds")  # fmt: skip
     command.add_argument("--similar", type=int, default=0, help="nearest nodes for a question that names none")
     command.set_defaults(run=run_link)
 
@@ -153,7 +155,7 @@ def run_synonyms(arguments: argparse.Namespace) -> str:
 def run_link(arguments: argparse.Namespace) -> str:
     """Links the questions of a dataset folder; returns the counts."""
     encoder = graph_encoder(arguments.data) if arguments.similar else None
-    counts = link_folder(arguments.data, arguments.overwrite, encoder, arguments.similar)
+    counts = link_folder(arguments.data, arguments.overwrite, encoder, arguments.similar, arguments.answers)
     return "\n".join(
         f"{split}: " + ", ".join(f"{count} {kind}" for kind, count in sorted(found.items()))
         for split, found in counts.items()

@@ -81,5 +81,5 @@ def answer_lines(graph: KnowledgeGraph, pair: QAPair, subgraph: Subgraph, text: 
             state = f"node {ranks[node]} of {len(ranks)}, in the text"
         lines.append(f"answer    {name}: {state}")
     known = set(graph.node_name(pair.answer_nodes))
-    lines += [f"answer    {name}: no node of the graph is known for it" for name in pair.answers if name not in known]
-    return lines
+    unknown = "no node of the graph is known for it" + ("" if pair.answer_nodes else " (link --answers looks for one)")
+    return [*lines, *(f"answer    {name}: {unknown}" for name in pair.answers if name not in known)]

@@ -40,6 +40,11 @@ class Linker:
                 self._nodes.setdefault(key, []).append((node, name))
         self._longest = min(MAX_WORDS, max((key.count(" ") + 1 for key in self._nodes), default=0))
 
+    def named(self, name: str) -> tuple[int, ...]:
+        """The nodes that bear a name: as it is written, or else without case, marks and accents."""
+        nodes = self._nodes.get(" ".join(words(name)), [])
+        return tuple(node for node, known in nodes if known == name) or tuple(node for node, _ in nodes)
+
     def link(self, question: str) -> list[Link]:
         """The links of a question in their order.
 

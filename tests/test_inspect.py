@@ -94,7 +94,8 @@ def test_inspection_says_where_each_answer_is(data, capsys):
     assert "3 nodes, 2 edges; 1 of 2 rows of text kept; 1 cut" in out
     assert "answer    Bob: node 2 of 3, in the text" in out or "answer    Bob: node 1 of 3, in the text" in out
     assert "answer    Cy: node 3 of 3, but its rows were cut from the text" in out
-    assert "answer    Ed: not in the subgraph" in out and "answer    Zoe: no node of the graph" in out
+    assert "answer    Ed: not in the subgraph" in out
+    assert "answer    Zoe: no node of the graph is known for it\n" in out
     assert "Ann | likes | Bob" in out
     assert xml.parse(data / "inspect.svg").getroot().tag == f"{SVG}svg"
 

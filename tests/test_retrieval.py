@@ -214,6 +214,17 @@ def test_link_command_fills_missing_seeds(data, capsys):
     assert "test: 1 exact, 1 had seeds, 1 none" in capsys.readouterr().out
 
 
+def test_link_command_finds_nodes_named_like_an_answer(data, capsys):
+    more = [QAPair("q0", "who?", ("the hunt", "nobody")), QAPair("q1", "who?", ("THE HUNT", "Ann"), seed_nodes=(1,))]
+    write_jsonl(data / "qa" / "train.jsonl", map(to_json, more))
+    assert run(data, "link --answers") == 0
+    train = read_qa(data / "qa" / "train.jsonl")
+    assert [set(pair.answer_nodes) for pair in train] == [{4}, {2, 4, 0}], "as written before without case"
+    kept = [pair.answer_nodes for pair in read_qa(data / "qa" / "test.jsonl")]
+    assert kept == [(1, 5), (4,), ()], "known ones stay, and x is no node"
+    assert "2 with answer nodes now" in capsys.readouterr().out
+
+
 def test_link_command_falls_back_to_similar_nodes(data, capsys):
     assert run(data, "link --similar 2") == 2
     assert "is not embedded" in capsys.readouterr().err

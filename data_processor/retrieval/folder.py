@@ -40,13 +40,16 @@ def qa_files(data: Path, splits: Sequence[str] | None = None) -> dict[str, Path]
     return {split: data / "qa" / f"{split}.jsonl" for split in splits or there}
 
 
-def link_folder(data: Path, overwrite: bool, encoder: Encoder | None, similar: int) -> dict[str, Counter]:
+def link_folder(
+    data: Path, overwrite: bool, encoder: Encoder | None, similar: int, answers: bool = False
+) -> dict[str, Counter]:
     """Writes the seed nodes of every question into qa/*.jsonl; returns counts by split.
 
     Args:
         data: the dataset folder.
         overwrite: link questions that have seeds already, too.
         encoder: the graph's; with `similar` > 0 a question without a name in it gets so many of the nearest nodes.
+        answers: also give a question without answer nodes those that are named like an answer.
     """
     graph = KnowledgeGraph.open(data / "graph")
 
@@ -58,6 +61,10 @@ def link_folder(data: Path, overwrite: bool, encoder: Encoder | None, similar: i
     for split, path in qa_files(data).items():
         pairs, counts[split] = read_qa(path), Counter()
         for place, pair in enumerate(tqdm(pairs, desc=f"link {split}", unit=" questions", delay=2)):
+            if answers and not pair.answer_nodes:
+                nodes = tuple(dict.fromkeys(node for answer in pair.answers for node in linker().named(answer)))
+                counts[split]["with answer nodes now"] += bool(nodes)
+                pairs[place] = pair = dataclasses.replace(pair, answer_nodes=nodes)
             if pair.seed_nodes and not overwrite:
                 counts[split]["had seeds"] += 1
                 continue
