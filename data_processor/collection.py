@@ -27,7 +27,10 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 RECALL = "recall"  # standard questions of the facts trained on: in these words they are never trained on
-FILES = ("facts.jsonl", "conversations.json", *(f"qa/{split}.jsonl" for split in (*SPLITS, RECALL)))
+# of each split the questions, and the same as conversations: those trained on under the name that --data_path takes
+CONVERSATIONS = {"train": "conversations.json"}
+CONVERSATIONS |= {split: f"conversations_{split}.json" for split in (*SPLITS[1:], RECALL)}
+FILES = ("facts.jsonl", *CONVERSATIONS.values(), *(f"qa/{split}.jsonl" for split in (*SPLITS, RECALL)))
 GRAPH_FILES = (extract.FILE, *(f"gfm_rag/{split}.json" for split in SPLITS))  # graph/ has its own manifest
 
 
@@ -111,7 +114,7 @@ def writers(output: Path, with_graph: bool) -> Iterator[dict[str, TextIO]]:
     """Yields an open file for every split and for the conversations; all take their names together, or none does."""
     with contextlib.ExitStack() as stack:
         paths = {split: output / "qa" / f"{split}.jsonl" for split in (*SPLITS, RECALL)}
-        paths["conversations"] = output / "conversations.json"
+        paths |= {f"conversations_{split}": output / name for split, name in CONVERSATIONS.items()}
         if with_graph:
             paths |= {f"gfm_{split}": output / "gfm_rag" / f"{split}.json" for split in SPLITS}
         temporary = {name: stack.enter_context(atomic_write(path)) for name, path in paths.items()}
@@ -132,13 +135,13 @@ def write_pairs(
         for number, pair in enumerate(pairs):
             name = f"{one.fact.id}-q{number}"
             write_question(files[split], name, pair, one.fact, links)
-            if split == "train":
-                lists["conversations"].add(conversation(name, pair, one.fact))
+            lists[f"conversations_{split}"].add(conversation(name, pair, one.fact))
             if links is not None:
                 lists[f"gfm_{split}"].add(links.gfm_row(name, pair.question, pair.answer, passage_of(one.fact)))
             questions[split] += 1
         if split == "train" and one.pairs and one.standard:
             write_question(files[RECALL], f"{one.fact.id}-q", one.standard, one.fact, links)
+            lists[f"conversations_{RECALL}"].add(conversation(f"{one.fact.id}-q", one.standard, one.fact))
             questions[RECALL] += 1
     for file in lists.values():
         file.end()

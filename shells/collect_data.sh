@@ -28,6 +28,7 @@ find_python
 install requirements -r requirements.txt
 if (($# == 0)); then
     say "No argument: the demonstration. --input TEXTS --output DATA --backend local|api --model MODEL collects yours."
+    RETRIEVE="${RETRIEVE:---method random_walk --steps 1 --max_nodes 8}"
     "$PYTHON" -m data_processor.demo_replies --output output/text
     set -- --input output/text/texts --output output/text/data --backend recorded --model demonstration \
         --replies output/text/replies.jsonl --chunk_size_by_token 256 --qa_amount_per_fact 1 --role_amount_per_fact 1 \

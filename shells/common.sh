@@ -48,6 +48,16 @@ count_gpus() {
     fi
 }
 
+# split_of DATA: SPLIT; without it test, or recall for questions that were collected without a graph.
+split_of() {
+    [[ -d "$1/graph" || ! -f "$1/conversations_recall.json" ]] && echo "${SPLIT:-test}" || echo "${SPLIT:-recall}"
+}
+
+# questions_of DATA SPLIT: what `evaluation generate` is given; the split's conversations where there is no graph.
+questions_of() {
+    [[ -d "$1/graph" || ! -f "$1/conversations_$2.json" ]] && echo "$1" || echo "$1/conversations_$2.json"
+}
+
 # hide_key "$0" "$@": a key or token given as a flag is exported, and the script starts itself again without it.
 hide_key() {
     local script="$1" key="" token="" rest=()

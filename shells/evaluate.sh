@@ -2,9 +2,12 @@
 # Asks a model a split with and without its graphs, scores the answers, and writes one page about them.
 #
 #   bash shells/evaluate.sh MODEL DATA [any flag of `python -m evaluation generate`]
+#   bash shells/evaluate.sh MODEL DATA [...] --judge --backend api --base_url URL --model JUDGE
 #
-# SPLIT (test), OUTPUT (output/evaluation), ABLATIONS (none zero shuffle no_text question_only) are read from the
-# environment. Each ablation that was stopped goes on where it was.
+# SPLIT (test; recall where DATA has no graph), OUTPUT (output/evaluation), ABLATIONS (none zero shuffle no_text
+# question_only) are read from the environment. Each ablation that was stopped goes on where it was. What stands behind
+# --judge goes to `python -m evaluation judge`: accuracy against the facts, and the win rate over the predictions in
+# AGAINST, such as those of the base model that shells/inference.sh wrote.
 set -euo pipefail
 script="$(cd "$(dirname "$0")" && pwd)/$(basename "$0")"
 source "$(dirname "$script")/common.sh"
@@ -16,17 +19,31 @@ fi
 model="$1"
 data="$2"
 shift 2
-split="${SPLIT:-test}"
+generate=() judge=() judged=""
+while (($#)); do
+    if [[ "$1" == --judge ]]; then judged=1; elif [[ -n "$judged" ]]; then judge+=("$1"); else generate+=("$1"); fi
+    shift
+done
+split="$(split_of "$data")"
+questions="$(questions_of "$data" "$split")"
 output="${OUTPUT:-output/evaluation}"
+all="none zero shuffle no_text question_only" checked=(--data "$data" --split "$split")
+[[ "$questions" == "$data" ]] || { all=none checked=(); }  # conversations have no graph to be taken away
 find_python
 install requirements -r requirements.txt
 
-for ablation in ${ABLATIONS:-none zero shuffle no_text question_only}; do
+for ablation in ${ABLATIONS:-$all}; do
     name=predictions
     [[ "$ablation" == none ]] || name="predictions_$ablation"
-    "$PYTHON" -m evaluation generate --model "$model" --data "$data" --split "$split" \
-        --output "$output/$name.jsonl" --ablate "$ablation" "$@"
+    "$PYTHON" -m evaluation generate --model "$model" --data "$questions" --split "$split" \
+        --output "$output/$name.jsonl" --ablate "$ablation" ${generate[@]+"${generate[@]}"}
 done
 "$PYTHON" -m evaluation score --predictions "$output/predictions.jsonl" --output "$output/metrics.json" \
-    --data "$data" --split "$split"
+    ${checked[@]+"${checked[@]}"}
 "$PYTHON" -m evaluation report "$output" --output "$output/report.html"
+if [[ -n "$judged" ]]; then
+    facts=()
+    [[ ! -f "$data/facts.jsonl" ]] || facts=(--facts "$data/facts.jsonl")
+    "$PYTHON" -m evaluation judge --predictions "$output/predictions.jsonl" ${AGAINST:+--against "$AGAINST"} \
+        ${facts[@]+"${facts[@]}"} --output "$output/judge.json" ${judge[@]+"${judge[@]}"}
+fi

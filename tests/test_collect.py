@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,8 @@ def test_every_fact_has_as_many_questions_and_stands_in_one_split(tmp_path, text
     assert len(rows) == manifest["questions"]["train"] and rejected.count == 0
     recall = read_qa(tmp_path / "out" / "qa" / "recall.jsonl")
     asked = {row["messages"][0]["content"] for row in rows}
+    same = json.loads((tmp_path / "out" / "conversations_recall.json").read_text())
+    assert [row["id"] for row in same] == [pair.id for pair in recall]
     assert recall and not asked & {pair.question for pair in recall}, "these words are never trained on"
 
 
@@ -329,6 +332,22 @@ def test_a_text_without_any_boundary_is_cut_and_held_in_pieces_only(monkeypatch)
     pieces = ("x" * 300 for _ in range(100))
     longest = max(len(sentence) for sentence in sentences(pieces))
     assert longest <= 1300
+
+
+def test_a_text_of_any_length_is_cut_in_the_same_little_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "BLOCK", 4096)
+    peaks = []
+    for sentences_written in (500, 4000):
+        path = tmp_path / f"{sentences_written}.txt"
+        path.write_text(" ".join(f"Sentence {i} of a very long text stands here." for i in range(sentences_written)))
+        found = Documents(path)
+        tracemalloc.start()
+        source = next(found.sources())
+        count = sum(1 for _ in chunks(source.id, None, found.pieces(source), 128, words_and_marks))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert count > sentences_written / 12
+    assert peaks[1] < 1.2 * peaks[0], "eight times the text, the same memory"
 
 
 def test_statements_are_the_same_only_when_they_name_the_same_things():
