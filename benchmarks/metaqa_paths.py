@@ -98,10 +98,19 @@ class Paths:
         Of every relation the few neighbours that lead on in most ways are kept, best first. Ties and all other order
         are drawn by the question's id.
         """
+        return self.walked(graph, pair, None)
+
+    def among(self, graph: KnowledgeGraph, pair: QAPair, found: Subgraph) -> Subgraph:
+        """The same among the nodes that another method found; those paths first that end at its best nodes."""
+        best_first = found.nodes[np.argsort(-found.node_scores, kind="stable")].tolist()
+        return self.walked(graph, pair, {node: rank for rank, node in enumerate(best_first)})
+
+    def walked(self, graph: KnowledgeGraph, pair: QAPair, ranks: dict[int, int] | None) -> Subgraph:
+        """What a walk from a question's entity keeps."""
         rng, seed = random.Random(crc32(pair.id.encode())), pair.seed_nodes[0]
         ids = {name: place for place, name in enumerate(graph.relation_name(np.arange(graph.num_relations)))}
         kinds = {tuple(ids[name] for name in kind) for kind in self.wordings.values()}
-        _, rows = Walk(graph, seed, rng, self.parameters["listed"]).on(seed, kinds)
+        _, rows = Walk(graph, seed, rng, self.parameters["listed"], ranks).on(seed, kinds)
         kept = list(dict.fromkeys(rows))
         return graph.subgraph(list(dict.fromkeys([seed, *graph.edges[kept][:, [0, 2]].flatten().tolist()])), kept)
 
@@ -118,37 +127,56 @@ class Paths:
 
 @dataclass(frozen=True)
 class Walk:
-    """The walk from one question's entity; `listed` is a row of LISTED."""
+    """The walk from one question's entity.
+
+    Attributes:
+        rng: of the order.
+        listed: a row of LISTED.
+        ranks: of the nodes that may be walked on, best 0; None: all, and paths are chosen by their variety.
+    """
 
     graph: KnowledgeGraph
     seed: int
     rng: random.Random
     listed: tuple[int, ...]
+    ranks: dict[int, int] | None = None
 
     def on(self, node: int, kinds: set[tuple[int, ...]]) -> tuple[int, list[int]]:
-        """(how many kinds of paths lead on from a node, the rows of their facts); never back to the entity."""
-        steps = [step for step in facts_from(self.graph, node) if step[2] != self.seed]
-        if node != self.seed:
-            asked = {kind[0] for kind in kinds}
-            steps = [step for step in steps if step[1] in asked]
-        self.rng.shuffle(steps)
-        branches: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
-        rests = defaultdict(set)
+        """(how good the paths that lead on from a node are, the rows of their facts); never back to the entity.
+
+        They are the better the more kinds they are of, or, with ranks, the better the best node where one ends.
+        """
+        rests: dict[int, set[tuple[int, ...]]] = defaultdict(set)
         for first, *rest in kinds:
             rests[first].add(tuple(rest))
-        for row, relation, middle in steps:
-            rest = rests.get(relation)
-            if not rest or (node != self.seed and len(branches[relation]) == LOOKED_AT):
+        branches: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
+        for row, relation, middle in self.steps(node, set(rests)):
+            if relation not in rests or (self.ranks is None and node != self.seed
+                                         and len(branches[relation]) == LOOKED_AT):  # fmt: skip
                 continue
-            variety, rows = (1, []) if rest == {()} else self.on(middle, rest)
-            if variety:
-                branches[relation].append((variety, [row, *rows]))
-        total, kept, listed = 0, [], self.listed[-len(next(iter(kinds)))]
-        for group in branches.values():
-            best = sorted(group, key=lambda branch: -branch[0])[:listed]
-            total += max((variety for variety, _ in best), default=0)
-            kept += [row for _, rows in best for row in rows]
-        return total, kept
+            last = rests[relation] == {()}
+            worth, rows = (self.worth(middle), []) if last else self.on(middle, rests[relation])
+            if last or rows:
+                branches[relation].append((worth, [row, *rows]))
+        listed = self.listed[-len(next(iter(kinds)))]
+        best = [sorted(group, key=lambda branch: -branch[0])[:listed] for group in branches.values() if group]
+        kept = [row for group in best for _, rows in group for row in rows]
+        tops = [group[0][0] for group in best]
+        return (sum(tops) if self.ranks is None else max(tops, default=0)), kept
+
+    def steps(self, node: int, relations: set[int]) -> list[list[int]]:
+        """The facts from a node that may be walked on, in random order, or in that of the ranks of their ends."""
+        steps = [step for step in facts_from(self.graph, node) if step[2] != self.seed]
+        if node != self.seed:
+            steps = [step for step in steps if step[1] in relations]
+        self.rng.shuffle(steps)
+        if self.ranks is not None:
+            steps = sorted((step for step in steps if step[2] in self.ranks), key=lambda step: self.ranks[step[2]])
+        return steps
+
+    def worth(self, end: int) -> int:
+        """How good a path is that ends here."""
+        return 1 if self.ranks is None else -self.ranks[end]
 
 
 def named_facts(graph: KnowledgeGraph, subgraph: Subgraph) -> list[Fact]:

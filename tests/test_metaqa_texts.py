@@ -19,7 +19,7 @@ from benchmarks.metaqa_paths import (
 )
 from benchmarks.metaqa_texts import Shapes, Writer, question_templates, train_tokenizer
 from data_processor.graph_store import write_graph
-from data_processor.schema import QAPair
+from data_processor.schema import QAPair, Subgraph
 
 FILMS = ("Kill Bill", "Heat", "Alien", "Lost")
 PEOPLE = ("Uma Thurman", "Al Pacino", "Ridley Scott", "Nora Berg")
@@ -213,3 +213,25 @@ def test_a_path_of_three_steps_is_found_listed_and_learnt(graph):
         " | starred_actors | Al Pacino | acted_in | Heat | directed_by | Nora Berg",
     )
     assert set(subgraph.nodes.tolist()) == {0, 5, 1, 7}  # Uma Thurman leads on to no other film
+
+
+def test_among_found_nodes_only_their_facts_are_listed(graph, two_hops):
+    kind = ("starred_actors", "acted_in")
+    pair = QAPair("q6", "films with actors of Heat", ("Kill Bill",), (0,), (1,), type="2-hop")
+    paths = Paths({"films with actors of {}": kind, "films by the director of {}": ("directed_by", "directed")})
+    scores = np.array([0.1, 0.2, 0.9, 0.3, 0.8], dtype=np.float32)
+    found = Subgraph(np.array([0, 5, 3, 7, 1]), scores, np.array([], np.int64), np.array([], np.float32))
+    facts = named_facts(graph, paths.among(graph, pair, found))
+    assert {fact for fact in facts if fact[0] == 1} == {(1, "starred_actors", 5)}  # 7 did not direct another of these
+    assert (5, "acted_in", 0) in facts and all(tail in found.nodes for _, _, tail in facts)
+
+
+def test_among_found_nodes_the_path_with_the_best_end_comes_first(tmp_path):
+    nodes = [{"name": name} for name in ("P", "F1", "F2", "F3", "T1", "T2", "T3")]
+    edges = np.array([[0, 0, 1], [0, 0, 2], [0, 0, 3], [1, 1, 4], [2, 1, 5], [3, 1, 6]])
+    graph = write_graph(tmp_path / "fan", nodes, [{"name": "made"}, {"name": "tag"}], edges)
+    pair = QAPair("q7", "tags of P", ("T2",), (5,), (0,))
+    scores = np.array([0.5, 0.5, 0.5, 0.5, 0.1, 0.9, 0.4], dtype=np.float32)
+    found = Subgraph(np.arange(7), scores, np.array([], np.int64), np.array([], np.float32))
+    facts = named_facts(graph, Paths({"tags of {}": ("made", "tag")}).among(graph, pair, found))
+    assert [tail for _, relation, tail in facts if relation == "tag"] == [5, 6, 4]
