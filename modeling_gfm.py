@@ -15,7 +15,7 @@ import importlib.util
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,8 @@ class GFMConfig(PreTrainedConfig):
         question_attention: then each layer reads its own words of the question: it attends over the embeddings of
             tokens, so that a path that no training question asked for can be put together from known steps.
         hold_unreached: a node's state stays zero until a message from a seed has reached it. Scores inside the ball of
-            `num_layers` steps around the seeds then do not depend on the rest of the graph.
+            `num_layers` steps around the seeds then do not depend on the rest of the graph. For sums of `distmult` or
+            `rotate` messages, which are zero from a node whose state is zero.
         seed_weights: a seed starts with 1 / (number of documents that name it) of the question's vector.
         concat_hidden: the read-out sees the states of all layers.
         bce_weight, list_ce_weight, softmax_weight: of the three losses. adversarial_temperature: of the weights of the
@@ -103,6 +104,9 @@ class GFMConfig(PreTrainedConfig):
                 raise ValueError(f"The {name} {value!r} is not known. Choose one of {', '.join(allowed)}.")
         if self.question_attention and not self.question_relations:
             raise ValueError("question_attention is read by question_relations. Set both, or neither.")
+        if self.hold_unreached and (self.message == "transe" or self.aggregation != "sum"):
+            given = f"{self.aggregation} of {self.message}"
+            raise ValueError(f"hold_unreached is for sums of distmult or rotate messages, not for {given}.")
         if self.message == "rotate" and self.hidden_dim % 2:
             raise ValueError(f"rotate pairs numbers, but hidden_dim is {self.hidden_dim}. Choose an even one.")
 
@@ -126,7 +130,7 @@ class RelationalEdges:
     num_nodes: int
     num_relations: int
     offsets: Tensor = field(init=False)
-    _grouped: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _grouped: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.offsets = offsets_of(self.targets, self.num_nodes)
@@ -147,20 +151,29 @@ class RelationalEdges:
         """Messages that arrive at each node (N,)."""
         return self.offsets.diff()
 
-    def grouped(self, name: str) -> tuple[Tensor, Tensor]:
-        """(offsets, places): the edges grouped by "source" or "relation", made when first asked for."""
+    def by_source(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(offsets, targets, relations) of the edges grouped by source, made when first asked for."""
+        return self._group("source", self.sources, self.num_nodes, self.targets, self.relations)
+
+    def by_relation(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(offsets, sources, targets) of the edges grouped by relation, made when first asked for."""
+        return self._group("relation", self.relations, self.num_relations, self.sources, self.targets)
+
+    def _group(self, name: str, keys: Tensor, count: int, *columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if name not in self._grouped:
-            by_source = name == "source"
-            keys = self.sources if by_source else self.relations
-            offsets = offsets_of(keys, self.num_nodes if by_source else self.num_relations)
-            self._grouped[name] = offsets, torch.argsort(keys, stable=True)
+            order = torch.argsort(keys, stable=True)
+            first, second = (column[order] for column in columns)
+            self._grouped[name] = offsets_of(keys, count), first, second
         return self._grouped[name]
 
     def without(self, dropped: Tensor) -> "RelationalEdges":
         """The same edges but those at the places `dropped` (x,) of the order in which they were given."""
         kept = torch.ones(len(self), dtype=torch.bool, device=self.order.device)
         kept[dropped] = False
-        kept = kept[self.order]
+        return self.where(kept[self.order])
+
+    def where(self, kept: Tensor) -> "RelationalEdges":
+        """Those of the sorted edges that a mask (E,) bool keeps."""
         parts = self.order[kept], self.sources[kept], self.relations[kept], self.targets[kept]
         return RelationalEdges(*parts, self.num_nodes, self.num_relations)
 
@@ -294,7 +307,8 @@ class _Propagate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, relations: Tensor, edges: RelationalEdges, kind: str, reduce: str) -> Tensor:
-        kernels = cpu_kernels() if reduce == "sum" and states.device.type == "cpu" else None
+        compiled = reduce == "sum" and states.device.type == "cpu"
+        kernels = cpu_kernels(torch.get_num_threads()) if compiled else None
         if kernels is None:
             result = propagate_in_chunks(states, relations, edges, kind, reduce)
         else:
@@ -407,15 +421,13 @@ FLUSH = 256  # edges of one relation that are summed before the sum is added to 
 class CPUKernels:
     """The sums of `propagate` as loops over rows, compiled by numba when first called."""
 
-    def __init__(self, gather: Callable[..., None], reduce_relations: Callable[..., None], set_threads: Any) -> None:
-        self._gather, self._reduce_relations, self._set_threads = gather, reduce_relations, set_threads
+    def __init__(self, gather: Callable[..., None], reduce_relations: Callable[..., None]) -> None:
+        self._gather, self._reduce_relations = gather, reduce_relations
         self._lock = threading.Lock()  # not every threading layer of numba may be entered twice at once
 
     def _run(self, kernel: Callable[..., None], *arguments: Any) -> None:
-        arrays = [one.detach().numpy() if isinstance(one, Tensor) else one for one in arguments]
         with self._lock:
-            self._set_threads(torch.get_num_threads())
-            kernel(*arrays)
+            kernel(*(one.detach().numpy() if isinstance(one, Tensor) else one for one in arguments))
 
     def gather(
         self, offsets: Tensor, ends: Tensor, kinds: Tensor, states: Tensor, relations: Tensor, kind: str | int
@@ -432,27 +444,30 @@ class CPUKernels:
         """Gradients of states and relations where `needed`: the first is the same sum along the reversed edges."""
         of_states = of_relations = None
         if needed[0]:
-            offsets, places = edges.grouped("source")
-            ends, kinds = edges.targets[places], edges.relations[places]
-            of_states = self.gather(offsets, ends, kinds, grad, relations, BACKWARD_CODES[kind])
+            of_states = self.gather(*edges.by_source(), grad, relations, BACKWARD_CODES[kind])
         if needed[1]:
-            offsets, places = edges.grouped("relation")
             of_relations = torch.zeros_like(relations)
-            ends = edges.sources[places], edges.targets[places]
-            self._run(self._reduce_relations, offsets, *ends, states, grad, BACKWARD_CODES[kind], of_relations)
+            grouped = edges.by_relation()
+            self._run(self._reduce_relations, *grouped, states, grad, BACKWARD_CODES[kind], of_relations)
         return of_states, of_relations
 
 
 @cache
-def cpu_kernels() -> CPUKernels | None:
-    """The compiled loops; None where numba is not installed."""
+def cpu_kernels(threads: int) -> CPUKernels | None:
+    """The compiled loops over so many threads; None where numba is not installed.
+
+    One thread gets loops without a pool: idle threads of a pool would spin beside it.
+    """
     if importlib.util.find_spec("numba") is None:
         return None
     import numba
 
+    compiled = partial(numba.njit, parallel=threads > 1, cache=True)
+    if threads > 1:
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     row = numba.njit(cache=True)(add_message)
 
-    @numba.njit(parallel=True, cache=True)
+    @compiled()
     def gather(
         offsets: Any, ends: Any, kinds: Any, states: Any, relations: Any, code: int, result: Any
     ) -> None:
@@ -462,7 +477,7 @@ def cpu_kernels() -> CPUKernels | None:
                 for b in range(states.shape[1]):
                     row(result, node, b, states, ends[edge], b, relations, kinds[edge], 0 if shared else b, code)
 
-    @numba.njit(parallel=True, cache=True)
+    @compiled()
     def reduce_relations(
         offsets: Any, sources: Any, targets: Any, states: Any, grad: Any, code: int, result: Any
     ) -> None:
@@ -477,8 +492,7 @@ def cpu_kernels() -> CPUKernels | None:
                     part[:] = 0
             result[relation] += part[0]
 
-    return CPUKernels(gather, reduce_relations, lambda count: numba.set_num_threads(
-        min(count, numba.config.NUMBA_NUM_THREADS)))  # fmt: skip
+    return CPUKernels(gather, reduce_relations)
 
 
 def add_message(
@@ -856,12 +870,14 @@ class GFMForRetrieval(PreTrainedModel):
         trace: list[tuple[Tensor, Tensor, Tensor]] | None = None,
     ) -> Tensor:  # fmt: skip
         """The last states (N, B, D), or those of all layers side by side; `trace` gets what evidence needs."""
-        states, history = start, []
+        states, history, all_edges = start, [], edges
         reached = start.detach().ne(0).any(-1) if self.config.hold_unreached else None
         for layer, read in zip(self.layers, words, strict=True):
             vectors = layer.relation_vectors(relations, read)
             if union and vectors.shape[1] > 1:
                 vectors = vectors.transpose(0, 1).reshape(-1, 1, vectors.shape[-1])  # (B 2R, 1, D)
+            if reached is not None:  # what comes from the others is zero
+                edges = all_edges.where(reached.any(1)[all_edges.sources])
             aggregate = layer.aggregate(states, start, edges, vectors)
             if trace is not None:
                 trace.append((states, vectors, aggregate))
@@ -1027,8 +1043,8 @@ class GFMForRetrieval(PreTrainedModel):
         Args:
             behind: (N, D) what every other node holds; None: zero.
         """
-        offsets, places = edges.grouped("source")
-        after = torch.unique(torch.cat([ball, edges.targets[places[ranges(offsets, ball)]]]))
+        offsets, targets, _ = edges.by_source()
+        after = torch.unique(torch.cat([ball, targets[ranges(offsets, ball)]]))
         arriving = ranges(edges.offsets, after)
         sources = edges.sources[arriving]
         local = torch.full((edges.num_nodes,), -1, device=after.device)

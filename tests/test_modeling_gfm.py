@@ -97,7 +97,7 @@ def dense_messages(states, relations, table, kind):
 @pytest.fixture(params=["compiled", "torch"])
 def backend(request, monkeypatch):
     if request.param == "torch":
-        monkeypatch.setattr(modeling_gfm, "cpu_kernels", lambda: None)
+        monkeypatch.setattr(modeling_gfm, "cpu_kernels", lambda threads: None)
         monkeypatch.setattr(modeling_gfm, "CHUNK_BYTES", 7 * 3 * WIDTH * 8)  # seven edges at a time
     else:
         pytest.importorskip("numba")
@@ -142,6 +142,21 @@ def test_gradients_of_every_message_and_aggregation(backend, kind, aggregation):
                                         (states, start, vectors), fast_mode=True)  # fmt: skip
 
 
+def test_several_threads_give_the_same_sums():
+    pytest.importorskip("numba")
+    table, before = triples(), torch.get_num_threads()
+    states, relations = torch.randn(NODES, 3, WIDTH), torch.randn(RELATIONS, 1, WIDTH, requires_grad=True)
+    results = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            result = propagate(states, relations, edges_of(table))
+            results.append((result, torch.autograd.grad(result.square().sum(), relations)[0]))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
 def test_sums_of_narrow_types_are_taken_in_float32(backend):
     table = np.stack([np.arange(1, 4001), np.zeros(4000), np.zeros(4000)], 1).astype(np.int64)
     sources, relations, targets = torch.from_numpy(table).unbind(1)
@@ -160,6 +175,7 @@ def test_parameters_are_as_many_as_published():
 
 @pytest.mark.parametrize("settings", [
     {}, {"hold_unreached": True}, {"hold_unreached": True, "question_relations": True}, {"aggregation": "mean"},
+    {"hold_unreached": True, "message": "rotate"},
     {"messages": "against"}, {"message": "transe", "aggregation": "max"},
 ], ids=str)  # fmt: skip
 def test_scores_near_the_seeds_equal_those_of_the_whole_graph(settings):
@@ -239,7 +255,7 @@ def test_what_edges_did_is_the_slope_of_the_scores():
         finally:
             modeling_gfm.message_of = original
 
-    kernels, modeling_gfm.cpu_kernels = modeling_gfm.cpu_kernels, lambda: None
+    kernels, modeling_gfm.cpu_kernels = modeling_gfm.cpu_kernels, lambda threads: None
     try:
         slope = (total(1 + step) - total(1 - step)) / (2 * step)
     finally:
@@ -294,7 +310,7 @@ def test_targets_negatives_and_known_answers_reach_the_loss_and_the_ranks():
     known = {"known_nodes": torch.tensor([9]), "known_batch": torch.tensor([1])}
     out = model(**asked, **answers, **known)
     rivals = np.delete(logits[1].detach().numpy(), [4, 9])
-    assert out.ranks[2, 0] == 1 + (rivals >= float(logits[1, 4])).sum()
+    assert out.ranks[2, 0] == 1 + (rivals >= logits[1, 4].item()).sum()
     model.train()
     assert model(**asked, **answers).ranks is None
     sampled = model(**asked, **answers, negative_nodes=torch.tensor([[1, 3], [6, 8]]))
@@ -344,6 +360,7 @@ def test_a_saved_model_scores_as_before_and_holds_no_graph(tmp_path):
     (lambda: GFMConfig(message="conve"), "Choose one of distmult"),
     (lambda: GFMConfig(message="rotate", hidden_dim=7), "Choose an even one"),
     (lambda: GFMConfig(question_attention=True), "Set both, or neither"),
+    (lambda: GFMConfig(hold_unreached=True, message="transe"), "not for sum of transe"),
     (lambda: GFMGraph.from_arrays(np.zeros((0, 3)), 3, 1), "has no edges"),
     (lambda: GFMGraph.from_arrays(np.array([[0, 0, 9]]), 3, 1), "an edge names another one"),
     (lambda: GFMGraph.from_arrays(np.array([[0, 0, 1]]), 3, 1, np.zeros((5, 4))), "5 embeddings"),
@@ -351,7 +368,7 @@ def test_a_saved_model_scores_as_before_and_holds_no_graph(tmp_path):
     (lambda: model_of(triples(), feature_dim=6), "of width 5, the model reads width 6"),
     (lambda: model_of(triples())(**{**ask(), "graph_index": torch.tensor([3])}), "Graph 3 of 1"),
     (lambda: model_of(triples(), aggregation="max").evidence(*range(7)), "sum or mean"),
-], ids=range(10))  # fmt: skip
+], ids=range(11))  # fmt: skip
 def test_what_cannot_work_is_said(make, message):
     with pytest.raises(ValueError, match=message):
         make()
