@@ -140,8 +140,10 @@ def running(mock: ChatMock) -> Any:
     """Serves in a thread while the block runs; yields the base URL."""
     loop, ready = asyncio.new_event_loop(), threading.Event()
 
+    servers: list[asyncio.Server] = []
+
     async def start() -> None:
-        await mock.serve()
+        servers.append(await mock.serve())
         ready.set()
 
     def work() -> None:
@@ -154,13 +156,14 @@ def running(mock: ChatMock) -> Any:
     try:
         yield f"http://127.0.0.1:{mock.port}/v1"
     finally:
-        asyncio.run_coroutine_threadsafe(end_tasks(), loop).result()
+        asyncio.run_coroutine_threadsafe(end(servers[0]), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
 
 
-async def end_tasks() -> None:
-    """Ends every connection of this loop."""
+async def end(server: asyncio.Server) -> None:
+    """Ends a server and every connection of this loop."""
+    server.close()
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()

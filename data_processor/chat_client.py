@@ -25,6 +25,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before the second attempt; dou
 SHORTEST_HOLD = 0.05  # after a "too many requests" that asks for no pause
 BUSY_SECONDS = 1800.0  # how long a server may go on answering "too many requests" to one call
 MAY_PASS = {408, 409, 425, 500, 502, 503, 504, 520, 522, 524, 529}
+NEWER_LIMIT = "max_completion_tokens"
 LOCAL = {"localhost", "127.0.0.1", "::1"}
 KEY_VARIABLE = "OPENAI_API_KEY"
 
@@ -93,6 +94,7 @@ class ChatClient:
             raise ValueError(f"--base_url {base_url!r} is no address; it is written http(s)://HOST/v1")
         self.capacity, self.model, self.sampling = concurrency, model, sampling
         self._timeout, self._structured = timeout, True
+        self._limit = "max_tokens"
         self._stop: CannotGoOn | None = None
         self._pace = Pace(requests_per_minute, tokens_per_minute)
         self._headers = {"Content-Type": "application/json"}
@@ -180,7 +182,8 @@ class ChatClient:
     def _attempt(self, request: Request, connection: http.client.HTTPConnection) -> Reply:
         structured = self._structured and request.schema is not None
         body: dict[str, Any] = {"model": self.model, "messages": list(request.messages), **self.sampling}
-        body["max_tokens"] = request.max_new_tokens
+        limit = self._limit
+        body[limit] = request.max_new_tokens
         if structured:
             shape = {"name": request.name or "reply", "strict": True, "schema": request.schema}
             body["response_format"] = {"type": "json_schema", "json_schema": shape}
@@ -190,6 +193,9 @@ class ChatClient:
         if response.status == 400 and structured and "response_format" in text:
             logger.warning("%s takes no JSON schema: replies are asked for in words only", self._url.netloc)
             self._structured = False
+            return self._attempt(request, connection)
+        if response.status == 400 and limit != NEWER_LIMIT and NEWER_LIMIT in text:
+            self._limit = NEWER_LIMIT  # newer servers know the limit by this name alone
             return self._attempt(request, connection)
         return self._reply(response, text)
 

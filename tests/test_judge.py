@@ -1,6 +1,8 @@
 """The judge: verdicts, both orders, what is skipped is never a win, and a second judging costs nothing."""
 
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from data_processor.wording import Wording
 from evaluation.__main__ import main
 from evaluation.judge import compare_all, fact_of, judge_all, outcome
 
+ROOT = Path(__file__).resolve().parent.parent
 FACTS = {"a#0-0": "Karo was born in Lumo.", "a#0-1": "Miro taught Karo."}
 
 
@@ -104,3 +107,22 @@ def test_a_missing_facts_file_is_one_sentence(tmp_path, capsys):
         main(["judge", "--predictions", str(tmp_path / "p.jsonl"), "--output", str(tmp_path / "j.json"),
               "--facts", str(tmp_path / "none.jsonl"), "--backend", "api", "--model", "m"])  # fmt: skip
     assert stop.value.code == 2 and "none.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("there", "split", "questions"),
+    [
+        (["graph/", "conversations_recall.json"], "test", "D"),
+        (["conversations_recall.json"], "recall", "D/conversations_recall.json"),
+        ([], "test", "D"),
+    ],
+)
+def test_the_shells_ask_for_conversations_where_there_is_no_graph(tmp_path, there, split, questions):
+    (tmp_path / "D").mkdir()
+    for name in there:
+        (tmp_path / "D" / name).mkdir() if name.endswith("/") else (tmp_path / "D" / name).write_text("[]")
+    script = f'source "{ROOT}/shells/common.sh"; cd "{tmp_path}"; split="$(split_of D)"; echo "$split"; '
+    script += 'questions_of D "$split"'
+    clean = {"PATH": "/usr/bin:/bin"}  # SPLIT in the environment would be taken
+    done = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, check=True, env=clean)
+    assert done.stdout.split() == [split, questions]

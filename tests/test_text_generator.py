@@ -273,6 +273,24 @@ def test_a_server_without_json_schemas_is_asked_in_words(tmp_path):
     assert ["response_format" in body for body in bodies] == [True, False, False]
 
 
+def test_a_server_that_knows_the_limit_by_its_newer_name_is_given_that(tmp_path):
+    bodies = []
+
+    class Newer(ChatMock):
+        async def _answer(self, body, writer):
+            from benchmarks.chat_mock import send
+
+            bodies.append(json.loads(body))
+            if "max_completion_tokens" in bodies[-1]:
+                return await super()._answer(body, writer)
+            await send(writer, 400, "'max_tokens' is not supported; use 'max_completion_tokens'")
+            return True
+
+    with running(Newer()) as url, api(tmp_path, url, concurrency=1) as one:
+        assert all(set(value) == {"word"} for _, value in one.run(map(task, "ab")))
+    assert ["max_tokens" in body for body in bodies] == [True, False, False]
+
+
 def test_limits_a_minute_space_the_calls(tmp_path):
     with running(ChatMock()) as url, api(tmp_path, url, requests_per_minute=1200) as one:
         start = time.monotonic()
