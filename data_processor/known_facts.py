@@ -42,12 +42,13 @@ class KnownFacts:
         self._count = 0
         self._document: str | None = None
         self._vectors = np.zeros((HELD, encoder.dimension), dtype=np.float32)
-        self._texts: list[tuple[str, int]] = []
+        self._texts: list[tuple[str, int]] = []  # with their lines; like the vectors overwritten from the front
+        self._taken = 0  # facts of the present document
 
     def check(self, facts: Sequence[str], document: str) -> list[str | None]:
         """Takes the facts of a chunk: for each one None when it is new, or why it is not."""
         if document != self._document:
-            self._document, self._texts = document, []
+            self._document, self._texts, self._taken = document, [], 0
         vectors = unit(self._encoder.encode(facts)) if facts else np.zeros((0, self._encoder.dimension))
         return [self._take(fact, vector) for fact, vector in zip(facts, vectors, strict=True)]
 
@@ -61,16 +62,16 @@ class KnownFacts:
             return f"it says what line {line} of facts.jsonl says"
         self._count += 1
         self._words.set(key, self._count)
-        self._vectors[len(self._texts) % HELD] = vector
-        self._texts.append((fact, self._count))
+        place = self._taken % HELD
+        self._vectors[place] = vector
+        self._texts[place : place + 1] = [(fact, self._count)]
+        self._taken += 1
         return None
 
     def _similar(self, fact: str, vector: np.ndarray) -> int | None:
-        held = min(len(self._texts), HELD)
-        cosines = self._vectors[:held] @ vector
-        for place in np.flatnonzero(cosines >= self._similarity)[::-1]:
-            newest = len(self._texts) - 1 - (len(self._texts) - 1 - int(place)) % HELD
-            text, line = self._texts[newest]
+        cosines = self._vectors[: len(self._texts)] @ vector
+        for place in np.flatnonzero(cosines >= self._similarity):
+            text, line = self._texts[place]
             if same_things(fact, text):
                 return line
         return None

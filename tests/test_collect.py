@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.chat_mock import ChatMock, running
-from data_processor import chunking, documents, extract
+from data_processor import chunking, documents, extract, known_facts
 from data_processor.__main__ import main
 from data_processor.calls import CallLog
 from data_processor.chunking import chunks, sentences, words_and_marks
@@ -364,6 +364,18 @@ def test_statements_are_the_same_only_when_they_name_the_same_things():
     assert "it says what line 1" in reasons[0] and reasons[1] is None and reasons[2] is None
     assert "the same statement is line 1" in reasons[3]
     assert known.check([later[0]], "another document") == [None], "other documents are compared by their words"
+
+
+def test_of_a_long_document_the_latest_facts_are_held_and_no_more(monkeypatch):
+    monkeypatch.setattr(known_facts, "HELD", 4)
+    known = KnownFacts(load_encoder("hashing:64"), 0.8)
+    facts = [f"Town{i} has a mill and an old stone bridge." for i in range(10)]
+    assert known.check(facts, "a") == [None] * 10
+    assert len(known._texts) == 4
+    again = known.check([fact.replace("old stone", "stone, old") for fact in facts[:2] + facts[6:]], "a")
+    assert again == [None] * 6, "the same words in another order"
+    added = known.check([f"{fact[:-1]} too." for fact in facts[8:]], "a")
+    assert [reason is not None for reason in added] == [True, True]
 
 
 def test_prompts_have_their_places_in_both_languages_and_files_may_replace_them():
