@@ -114,6 +114,9 @@ def test_what_cannot_work_is_said(graph, tmp_path):
     build_model(tmp_path / "other", feature_encoder="hashing:99")
     with pytest.raises(ValueError, match="embed with --encoder hashing:99"):
         METHODS["gfm"](graph, question, np.array([0]), np.ones(1), model=str(tmp_path / "other"))
+    build_model(tmp_path / "tokens", question_attention=True)
+    with pytest.raises(ValueError, match="--gfm_question_attention"):
+        METHODS["gfm"](graph, question, np.array([0]), np.ones(1), model=str(tmp_path / "tokens"))
 
 
 def test_the_encoder_reads_each_distinct_wording_once(graph):

@@ -158,8 +158,17 @@ def rows(question: np.ndarray) -> torch.Tensor:
 
 
 def attached(model: str, graph: KnowledgeGraph) -> GFMForRetrieval:
-    """The model with this graph as its only one; ValueError when the graph was embedded by another encoder."""
+    """The model with this graph as its only one.
+
+    Raises:
+        ValueError: the graph was embedded by another encoder, or the model reads tokens of questions.
+    """
     network = load(model)
+    if network.config.question_attention:
+        raise ValueError(
+            f"{model} reads the single tokens of a question (question_attention), retrieval has one vector of it; "
+            f"train without --gfm_question_attention, or ask a split's questions by finetune.py --do_predict"
+        )
     if not network.graphs or network.graphs[0].name != graph_name(graph):
         wanted = network.config.feature_encoder
         if graph.relation_features is None or wanted not in (None, graph.text_encoder):
