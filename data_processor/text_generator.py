@@ -124,8 +124,9 @@ class TextGenerator:
     def __init__(self, backend: Backend, log: CallLog, progress: bool = False) -> None:
         self.backend, self.log = backend, log
         self.asked = self.found = self.failed = self.rejected = 0
-        self._new_tokens = self._failures = self._under_way = 0
-        self._waiting: dict[str, list[_Slot]] = {}
+        self._new_tokens = self._failures = 0
+        self._waiting: dict[str, list[_Slot]] = {}  # the tasks that wait for a call
+        self._keys: dict[Request, str] = {}  # of the calls under way
         self._bar = tqdm(unit=" calls", desc=backend.model[-30:], disable=not progress, smoothing=0.1)
 
     def expect(self, calls: int) -> None:
@@ -142,8 +143,9 @@ class TextGenerator:
             ValueError: FAILURES calls in a row got no reply; what was replied before is in the log.
         """
         source, slots, more = iter(tasks), deque[_Slot](), True
+        most_tasks, most_calls = WINDOW * self.backend.capacity, 2 * self.backend.capacity
         while more or slots:
-            while more and len(slots) < WINDOW * self.backend.capacity and self._under_way < 2 * self.backend.capacity:
+            while more and len(slots) < most_tasks and len(self._waiting) < most_calls:
                 task = next(source, None)
                 more = task is not None
                 if task is not None:
@@ -151,7 +153,7 @@ class TextGenerator:
                     self._advance(slots[-1], None)
             if slots and slots[0].done:
                 yield slots.popleft().result
-            elif self._under_way:
+            elif self._waiting:
                 self._receive()
 
     def _advance(self, slot: _Slot, reply: Reply | None) -> None:
@@ -173,14 +175,12 @@ class TextGenerator:
         if key in self._waiting:
             self._waiting[key].append(slot)
             return
-        self._waiting[key] = [slot]
-        self._under_way += 1
+        self._waiting[key], self._keys[request] = [slot], key
         self.backend.start(request)
 
     def _receive(self) -> None:
         for request, reply in self.backend.finished():
-            key = call_key(self.backend.model, self.backend.sampling, request)
-            self._under_way -= 1
+            key = self._keys.pop(request)
             self.asked += 1
             self._count(key, request, reply)
             waiting = self._waiting.pop(key)
