@@ -24,7 +24,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.metaqa_data import retriever
-from benchmarks.metaqa_qa import SAMPLE, TOKENS, WORK, Asking, hits, nearest_names
+from benchmarks.metaqa_qa import TOKENS, WORK, Asking, hits, nearest_names
 from data_processor.dataset import GraphQADataset
 from data_processor.gfm_dataset import masked
 from data_processor.graph_store import KnowledgeGraph, write_subgraphs
@@ -36,6 +36,7 @@ from modeling_graphllm import GraphLLMForConditionalGeneration
 from processing_graphllm import GraphLLMProcessor
 from training.record import commit
 
+SAMPLE = 32  # every so many-th test question is asked
 NODES = 50  # of a subgraph at most; PCST chooses its own number
 Finder = Callable[[QAPair], Subgraph]
 
@@ -103,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     begun, metrics = time.monotonic(), {}
     graph = KnowledgeGraph.open(arguments.data / "graph")
-    methods = ["pagerank", "random_walk", "pcst"] + ["gfm"] * (arguments.model is not None)
+    methods = ["pagerank", "pcst"] + ["gfm"] * (arguments.model is not None)
     finders = {"paths": None} | {method: finder(method, graph, arguments.model) for method in methods}
     for hops in arguments.hops:
         model = GraphLLMForConditionalGeneration.from_pretrained(WORK[hops] / "model")
