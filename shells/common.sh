@@ -71,8 +71,79 @@ hide_key() {
             *) rest+=("$1"); shift ;;
         esac
     done
-    [[ -n "$key$token" ]] || return 0
+    if [[ -z "$key$token" ]]; then
+        [[ -z "${WANDB_KEY:-}" ]] || export WANDB_API_KEY="$WANDB_KEY"
+        unset WANDB_KEY
+        return 0
+    fi
     [[ -z "$key" ]] || export WANDB_API_KEY="$key"
     [[ -z "$token" ]] || export HF_TOKEN="$token"
     exec bash "$script" ${rest[@]+"${rest[@]}"}
+}
+
+# run ARGUMENTS: python ARGUMENTS, or only the line that would have run.
+run() {
+    if [[ -n "${DRY_RUN:-}" ]]; then
+        printf 'python'; printf ' %q' "$@"; echo
+    else
+        "$PYTHON" "$@"
+    fi
+}
+
+prepare() {
+    [[ -z "${DRY_RUN:-}" ]] || return 0
+    find_python
+    install requirements -r requirements.txt
+}
+
+# What a demonstration runs on: the CPU, one thread. So small a model gains nothing from more, and they wait in a spin.
+on_one_core() {
+    export CUDA_VISIBLE_DEVICES=""
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+}
+
+# train RECIPE "$@": finetune.py on all GPUs by torchrun, or in one process on the CPU. A recipe in "$@" replaces RECIPE;
+# -m, -d (several for several graphs) and --deepspeed are short names; all other flags are those of finetune.py.
+train() {
+    local recipe="$1" deepspeed="${DS_CONFIG_PATH:-}" model="${MODEL:-}" data=() flags=() launch=() gpus
+    [[ -z "${DATA:-}" ]] || data=("$DATA")
+    shift
+    if [[ "${1:-}" == *.yaml || "${1:-}" == *.yml ]]; then
+        recipe="$1"
+        shift
+    fi
+    local given=()
+    while (($#)); do
+        case "$1" in
+            -m | --model) model="${2:?$1 needs a model}"; shift 2 ;;
+            -d | --data) given+=("${2:?$1 needs a path}"); shift 2 ;;
+            --deepspeed) deepspeed="${2:?--deepspeed needs a file}"; shift 2 ;;
+            --deepspeed=*) deepspeed="${1#*=}"; shift ;;
+            -h | --help) sed -n '2,/^set -/p' "$script" | grep '^#' | sed 's/^# \{0,1\}//'; exit ;;
+            *) flags+=("$1"); shift ;;
+        esac
+    done
+    ((${#given[@]} == 0)) || data=("${given[@]}")
+    ((${#data[@]} == 0)) || flags=(--data_path "${data[@]}" ${flags[@]+"${flags[@]}"})
+    [[ -z "$model" ]] || flags=(--model_name_or_path "$model" ${flags[@]+"${flags[@]}"})
+
+    gpus="${GPUS_PER_NODE:-$(count_gpus)}"
+    if ((gpus > 0)); then
+        if [[ -z "${DRY_RUN:-}" ]] && ((gpus > $(count_gpus))); then
+            say "GPUS_PER_NODE=$gpus, but this machine shows $(count_gpus) GPUs. Set GPUS_PER_NODE to that, 0 for the CPU."
+            exit 2
+        fi
+        launch=(-m torch.distributed.run --nproc_per_node "$gpus" --nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}"
+            --master_addr "${MASTER_ADDR:-localhost}" --master_port "${MASTER_PORT:-6001}")
+        flags+=(--use_cpu False --deepspeed "${deepspeed:-ds_configs/zero2.json}")
+    elif [[ -n "$deepspeed" ]]; then
+        say "No GPU here, and --deepspeed $deepspeed was asked for: DeepSpeed trains on a CPU, slowly, in one process."
+        export DS_ACCELERATOR=cpu
+        launch=(-m torch.distributed.run --nproc_per_node 1 --master_port "${MASTER_PORT:-6001}")
+        flags+=(--deepspeed "$deepspeed")
+    else
+        say "No GPU here: one process on the CPU, without DeepSpeed."
+    fi
+    prepare
+    run ${launch[@]+"${launch[@]}"} finetune.py "$recipe" ${flags[@]+"${flags[@]}"}
 }

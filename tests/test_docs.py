@@ -88,6 +88,20 @@ def test_the_finetune_shell_prints_commands_whose_flags_all_parse(words, gpus):
         assert "--deepspeed" not in after
 
 
+@pytest.mark.parametrize("name", ["pretrain_gfm", "finetune_gfm"])
+@pytest.mark.parametrize("gpus", ["0", "8"])
+def test_the_shells_of_the_graph_retriever_print_commands_whose_flags_all_parse(name, gpus):
+    words = ["-d", "DATA FOLDER", "-d", "OTHER", "--output_dir", "O"]
+    (line,) = shell(f"shells/{name}.sh", *words, GPUS_PER_NODE=gpus, NNODES="2").splitlines()
+    after = finetune_flags(line)
+    assert after[0] == f"configs/gfm_{name.partition('_')[0]}.yaml"
+    assert after[after.index("--data_path") + 1 :][:2] == ["DATA FOLDER", "OTHER"]
+    assert ("--nnodes 2" in line) == (gpus == "8")
+    for line in shell(f"shells/{name}.sh").splitlines():
+        if "finetune.py" in line:
+            finetune_flags(line)
+
+
 def test_the_environment_gives_the_defaults_and_the_launch():
     variables = {"MODEL": "M", "DATA": "D", "DS_CONFIG_PATH": "ds_configs/zero1.json", "GPUS_PER_NODE": "4"}
     nodes = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "7000"}

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from data_processor.gfm_dataset import MASK, QuestionBatches, QuestionSet, masked, text_vectors
+from data_processor.gfm_dataset import MASK, QuestionBatches, QuestionSet, masked
 from data_processor.graph_store import KnowledgeGraph, embed_graph, write_graph, write_subgraphs
+from data_processor.question_vectors import text_vectors
 from data_processor.schema import Document, QAPair, to_json, write_jsonl
 from data_processor.text_encoder import load_encoder
 
@@ -103,10 +104,23 @@ def test_names_of_seeds_are_hidden_from_the_encoder_only_as_whole_words(folder):
 
 def test_vectors_are_read_again_where_the_same_texts_were_embedded(tmp_path, monkeypatch):
     first = text_vectors(["a", "b"], "hashing:8", tmp_path)
-    monkeypatch.setattr("data_processor.gfm_dataset.load_encoder", None)
+    monkeypatch.setattr("data_processor.question_vectors.load_encoder", None)
     assert np.array_equal(text_vectors(["a", "b"], "hashing:8", tmp_path), first)
     with pytest.raises(TypeError):
         text_vectors(["a", "c"], "hashing:8", tmp_path)
+
+
+def test_tokens_stand_beside_the_vectors_of_whole_questions(folder, tmp_path):
+    one = QuestionSet(folder, "train", tokens=True)
+    batch = batches(one)[0]
+    words = [load_encoder("hashing:8").encode_tokens([pair.question])[0] for pair in PAIRS[:2]]
+    assert batch["question_token_mask"].sum(1).tolist() == [4, 6]
+    assert batch["question_tokens"].shape == (2, 6, 8)
+    for tokens, mask, expected in zip(batch["question_tokens"], batch["question_token_mask"], words, strict=True):
+        np.testing.assert_allclose(tokens[mask].numpy(), expected)
+    assert not batch["question_tokens"][0, 4:].any()
+    again = QuestionSet(folder, "train", tokens=True)
+    assert np.array_equal(batches(again)[0]["question_tokens"], batch["question_tokens"])
 
 
 def test_on_subgraphs_nodes_are_places_in_the_union_and_what_lies_outside_is_counted(folder):

@@ -163,6 +163,21 @@ def test_a_question_that_cannot_be_asked_is_listed_and_counted_as_missed(finetun
     assert (rows["test-lost"]["prediction"], rows["test-lost"]["ranked_answers"]) == ("", [])
 
 
+def test_what_was_hidden_in_training_is_hidden_again(finetuned, ring, tmp_path):
+    more = ["--init_from", str(finetuned[0]), "--do_train", "False", "--do_predict", "True"]
+    metrics = finetune.main(flags("gfm_finetune", ring, tmp_path / "out", *more))
+    assert GFMForRetrieval.from_pretrained(finetuned[0]).config.mask_seeds
+    assert metrics["hits@1"] == finetuned[1]["hits@1"]
+
+
+def test_layers_that_read_words_are_given_tokens(ring, tmp_path):
+    more = ["--gfm_question_relations", "True", "--gfm_question_attention", "True", "--num_train_epochs", "1"]
+    output = tmp_path / "out"
+    finetune.main(flags("gfm_finetune", ring, output, *more, "--mask_seeds", "True"))
+    again = ["--init_from", str(output), "--do_train", "False", "--do_predict", "True"]
+    assert "hits@1" in finetune.main(flags("gfm_finetune", ring, tmp_path / "again", *again))
+
+
 def test_a_finetuning_starts_from_pretrained_weights_with_its_own_loss(pretrained, ring, tmp_path):
     more = ["--init_from", str(pretrained[0]), "--num_train_epochs", "1", "--gfm_question_relations", "True"]
     with pytest.MonkeyPatch.context() as patch:

@@ -18,7 +18,7 @@ from evaluation.ranking import TIE_POLICY, question_metrics, rank_metrics
 from training.arguments import Arguments
 from training.data import folder_of_rejected
 from training.dry_run import steps, write_figures
-from training.gfm_model import attachable, build_model, check_embedded
+from training.gfm_model import attachable, build_model, check_embedded, masks_seeds, reads_tokens
 from training.gfm_output import save_retriever, write_companions
 from training.gfm_predict import answer
 from training.memory import format_parameters, parameter_table
@@ -53,10 +53,9 @@ def open_questions(arguments: Arguments) -> Opened:
     """Questions of --data_path's splits, with what is right in their graphs."""
     gfm, training, data = arguments.gfm, arguments.training, arguments.data
     with training.main_process_first(desc="embedding questions"):
+        how = (gfm.target_nodes, masks_seeds(arguments), gfm.on_subgraphs, reads_tokens(arguments))
         sets = {
-            name: [
-                QuestionSet(path, split, gfm.target_nodes, gfm.mask_seeds, gfm.on_subgraphs) for path in data.data_path
-            ]
+            name: [QuestionSet(path, split, *how) for path in data.data_path]
             for name, split, wanted in (
                 ("train", data.train_split, training.do_train or arguments.run.dry_run),
                 ("validation", data.validation_split, training.do_eval),
@@ -65,7 +64,7 @@ def open_questions(arguments: Arguments) -> Opened:
             if wanted
         }
         for one in (one for several in sets.values() for one in several):
-            logger.info("%s: vectors of %d questions, %d distinct.", one.path, len(one.vectors), len(set(one.texts)))
+            one.embed()
     size, settings = gfm.questions_per_batch, {
         "train": {"shuffle": True, "seed": training.seed, "max_batches": gfm.max_batches_per_epoch},
         "validation": {"sample": gfm.validation_sample},

@@ -40,11 +40,11 @@ def build_model(arguments: Arguments, graphs: Sequence[KnowledgeGraph]) -> GFMFo
     """
     given, start = given_fields(arguments), arguments.run.init_from
     losses = STAGE_LOSSES[arguments.run.stage] | {name: value for name, value in given.items() if name in FREE_FIELDS}
+    losses["mask_seeds"] = masks_seeds(arguments)
     if start is None:
         encoder = encoder_of(graphs)
         shape = {name: value for name, value in given.items() if name not in FREE_FIELDS}
         width = graphs[0].relation_features.shape[1] if encoder else 1
-        shape["mask_seeds"] = arguments.gfm.mask_seeds
         return GFMForRetrieval(GFMConfig(feature_dim=width, feature_encoder=encoder, **shape, **losses))
     if not (Path(start) / "config.json").is_file() and Path(start).is_dir():
         raise ValueError(f"--init_from {start} holds no config.json: it is no output of a graph retriever's training.")
@@ -58,6 +58,20 @@ def build_model(arguments: Arguments, graphs: Sequence[KnowledgeGraph]) -> GFMFo
     if config.relation_source == "text":
         check_encoder(start, config, graphs)
     return GFMForRetrieval.from_pretrained(start, **losses)
+
+
+def reads_tokens(arguments: Arguments) -> bool:
+    """Whether the model of the flags, or of --init_from, reads the single tokens of questions."""
+    if arguments.run.init_from is not None:
+        return GFMConfig.from_pretrained(arguments.run.init_from).question_attention
+    return bool(arguments.gfm.gfm_question_attention)
+
+
+def masks_seeds(arguments: Arguments) -> bool:
+    """Whether the names of seeds are hidden: as the flag says, else as --init_from did."""
+    if arguments.gfm.mask_seeds is None and arguments.run.init_from is not None:
+        return GFMConfig.from_pretrained(arguments.run.init_from).mask_seeds
+    return bool(arguments.gfm.mask_seeds)
 
 
 def encoder_of(graphs: Sequence[KnowledgeGraph]) -> str | None:

@@ -30,6 +30,9 @@ def start(training: TrainingArguments) -> None:
         warnings.filterwarnings("ignore", message=said_by_libraries_of_each_other)
     if training.use_cpu and not torch.accelerator.is_available():
         logger.info("No GPU is present: training on the CPU.")
+    if training.use_cpu:
+        # numbers too small for float32's usual form make a CPU many times slower and change nothing
+        torch.set_flush_denormal(True)
     if training.use_cpu and training.deepspeed:
         # ZeRO-3 asks DeepSpeed for the world size while the model is built; the Trainer tells it only afterwards
         import deepspeed

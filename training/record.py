@@ -69,6 +69,12 @@ def write_metrics(folder: str | Path, metrics: dict[str, Any]) -> None:
     write_json(Path(folder) / "metrics.json", numbers)
 
 
+def table(metrics: dict[str, float]) -> str:
+    """The metrics, a line each."""
+    width = max(map(len, metrics), default=0)
+    return "\n".join(f"{name:<{width}}  {value:.4f}" for name, value in metrics.items())
+
+
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in PACKAGES:

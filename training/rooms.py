@@ -124,6 +124,9 @@ class GFMArguments:
         default=None, help="text (embedded relation texts), or graph (relations that meet; needs no text)."
     )
     gfm_question_relations: bool | None = HfArg(default=None, help="Relation vectors made from the question, too.")
+    gfm_question_attention: bool | None = HfArg(
+        default=None, help="Each layer reads its own words of the question; with gfm_question_relations, fine-tuning."
+    )
     gfm_hold_unreached: bool | None = HfArg(default=None, help="Nodes that no message has reached stay at zero.")
     gfm_seed_weights: bool | None = HfArg(default=None, help="Seeds start with 1 / number of documents naming them.")
     gfm_concat_hidden: bool | None = HfArg(default=None, help="The read-out sees the states of all layers.")
@@ -147,7 +150,9 @@ class GFMArguments:
         help="What is right: answer nodes, or the nodes that supporting documents name. By default the first that a "
         "question has.",
     )
-    mask_seeds: bool = HfArg(default=False, help="Hide the names of seed nodes from the text encoder.")
+    mask_seeds: bool | None = HfArg(
+        default=None, help="Hide the names of seed nodes from the text encoder. Default: as --init_from did, or False."
+    )
     on_subgraphs: bool = HfArg(default=False, help="Score the nodes of subgraphs/ instead of the whole graph.")
 
 
