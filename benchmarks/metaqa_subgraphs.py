@@ -3,7 +3,7 @@
 A method finds nodes; the reader is shown the facts on paths among them, those first that end at the method's best
 nodes. The readers are those of metaqa_qa.py, which trained on the facts that every path of a known kind has.
 
-    python benchmarks/metaqa_subgraphs.py --data output/metaqa_gfm/data --model output/metaqa_gfm/model
+    python benchmarks/metaqa_subgraphs.py --data output/metaqa_gfm/data --hops 2 --model output/metaqa_gfm/2hop/model
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.metaqa_data import retriever
-from benchmarks.metaqa_qa import TOKENS, WORK, Asking, hits, nearest_names
+from benchmarks.metaqa_qa import TOKENS, WORK, Asking, hits, nearest_names, record
 from data_processor.dataset import GraphQADataset
 from data_processor.gfm_dataset import masked
 from data_processor.graph_store import KnowledgeGraph, write_subgraphs
 from data_processor.retrieval import METHODS
 from data_processor.retrieval.gfm import hides_seeds
-from data_processor.schema import QAPair, Subgraph, read_qa, to_json, write_json, write_jsonl
+from data_processor.schema import QAPair, Subgraph, read_qa, to_json, write_jsonl
 from data_processor.text_encoder import load_encoder
 from modeling_graphllm import GraphLLMForConditionalGeneration
 from processing_graphllm import GraphLLMProcessor
@@ -98,22 +98,21 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="MetaQA readers with the subgraphs of several retrieval methods.")
     parser.add_argument("--data", type=Path, required=True, help="a folder with MetaQA's graph/, embedded")
     parser.add_argument("--model", type=Path, help="a trained graph retriever, for the method gfm")
-    parser.add_argument("--hops", type=int, nargs="+", choices=(2, 3), default=[2, 3])
+    parser.add_argument("--hops", type=int, choices=(2, 3), default=2)
     parser.add_argument("--json", type=Path, default=Path("results/metaqa_qa_gfm.json"))
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    begun, metrics = time.monotonic(), {}
+    begun, metrics, hops = time.monotonic(), {}, arguments.hops
     graph = KnowledgeGraph.open(arguments.data / "graph")
-    methods = ["pagerank", "pcst"] + ["gfm"] * (arguments.model is not None)
+    methods = ["gfm"] * (arguments.model is not None) + ["pcst", "pagerank"]
     finders = {"paths": None} | {method: finder(method, graph, arguments.model) for method in methods}
-    for hops in arguments.hops:
-        model = GraphLLMForConditionalGeneration.from_pretrained(WORK[hops] / "model")
-        asking = Asking(model, GraphLLMProcessor.from_pretrained(WORK[hops] / "model"), TOKENS[hops])
-        for method, find in finders.items():
-            figures = ask_with(method, find, hops, asking)
-            metrics |= {f"{name}_{hops}hop_{method}": value for name, value in figures.items()}
-            print(f"{hops}-hop {method:12}", *(f"{name} {value:.4f}" for name, value in figures.items()), flush=True)
-    write_json(arguments.json, {
+    model = GraphLLMForConditionalGeneration.from_pretrained(WORK[hops] / "model")
+    asking = Asking(model, GraphLLMProcessor.from_pretrained(WORK[hops] / "model"), TOKENS[hops])
+    for method, find in finders.items():
+        figures = ask_with(method, find, hops, asking)
+        metrics |= {f"{name}_{hops}hop_{method}": value for name, value in figures.items()}
+        print(f"{hops}-hop {method:12}", *(f"{name} {value:.4f}" for name, value in figures.items()), flush=True)
+    record(arguments.json, hops, {
         "command": shlex.join(["python", *sys.argv]),
         "commit": commit(),
         "machine": f"{platform.machine()}, 1 of {os.cpu_count()} CPU cores, torch {torch.__version__}",
