@@ -30,6 +30,7 @@ MESSAGES = ("distmult", "transe", "rotate")
 AGGREGATIONS = ("sum", "mean", "max", "min", "pna")
 RANKERS = ("simple", "idf", "topk", "idf_topk")
 CHUNK_BYTES = 64 * 2**20  # of messages that exist at one moment
+SHORT_ROW = 256  # numbers below which a loop over one state costs more to enter than to run
 POSITIVE, NEGATIVE, LEFT_OUT = 1, 0, -1  # labels of pairs
 
 
@@ -344,15 +345,17 @@ def propagate(
     Returns:
         (N, B, D) of the type of `states`.
     """
-    narrow = states.dtype in (torch.float16, torch.bfloat16)
-    wide = torch.float32 if narrow else states.dtype
-    shape = states.shape
+    shape, narrowest = states.shape, states.dtype
+    wide = torch.float32 if narrowest in (torch.float16, torch.bfloat16) else narrowest
     with torch.autocast(states.device.type, enabled=False):
-        wide_states, wide_relations = states.to(wide).contiguous(), relations.to(wide).contiguous()
-        if kind != "rotate" and relations.shape[1] > 1:  # number by number: all questions are one long row
-            wide_states, wide_relations = wide_states.flatten(1)[:, None], wide_relations.flatten(1)[:, None]
-        result = _Propagate.apply(wide_states, wide_relations, edges, kind, reduce)
-    return result.reshape(shape).to(states.dtype)
+        if kind != "rotate" and (relations.shape[1] > 1 or shape[2] < SHORT_ROW):
+            # these go number by number: the states of all questions are one long row
+            relations = relations.expand(-1, shape[1], -1).flatten(1)[:, None]
+            states = states.flatten(1)[:, None]
+        result = _Propagate.apply(
+            states.to(wide).contiguous(), relations.to(wide).contiguous(), edges, kind, reduce
+        )
+    return result.reshape(shape).to(narrowest)
 
 
 def chunks(edges: RelationalEdges, row_bytes: int) -> Iterator[slice]:
