@@ -57,10 +57,10 @@ def finder(method: str, graph: KnowledgeGraph, model: Path | None) -> Finder:
     return find
 
 
-def recall(pairs: list[QAPair], found: list[Subgraph]) -> float:
-    """The mean share of a question's answers among the nodes."""
-    held = (np.isin(pair.answer_nodes, one.nodes) for pair, one in zip(pairs, found, strict=True))
-    return float(np.mean([one.mean() for one in held]))
+def held(pairs: list[QAPair], found: list[Subgraph]) -> tuple[float, float]:
+    """(the mean share of a question's answers among the nodes, the share of questions with any answer there)."""
+    there = [np.isin(pair.answer_nodes, one.nodes) for pair, one in zip(pairs, found, strict=True)]
+    return float(np.mean([one.mean() for one in there])), float(np.mean([one.any() for one in there]))
 
 
 def ask_with(method: str, find: Finder | None, hops: int, asking: Asking) -> dict[str, float]:
@@ -80,12 +80,15 @@ def ask_with(method: str, find: Finder | None, hops: int, asking: Asking) -> dic
     write_subgraphs(folder / "subgraphs" / "test", [pair.id for pair in pairs], shown, {}, manifest)
     dataset = GraphQADataset(folder, "test")
     rows = asking.answer(dataset, folder / "predictions.jsonl")
+    (recall, any_recall), (text_recall, any_text_recall) = held(pairs, found), held(pairs, shown)
     return {
         "hits@1": float(hits(rows).mean()),
         "hits@1_nearest_name": float(hits(nearest_names(rows, dataset)).mean()),
-        "answer_recall": recall(pairs, found),
+        "answer_recall": recall,
+        "any_answer_recall": any_recall,
         "mean_nodes": float(np.mean([len(one.nodes) for one in found])),
-        "answer_recall_of_text": recall(pairs, shown),
+        "answer_recall_of_text": text_recall,
+        "any_answer_recall_of_text": any_text_recall,
         "mean_facts_of_text": float(np.mean([len(one.edges) for one in shown])),
         "questions": len(pairs),
     }
