@@ -7,8 +7,9 @@
 #
 # The key of a server is read from OPENAI_API_KEY. A run that was stopped goes on when started again; what was replied
 # once is never asked again. --dry_run says what it would cost; `python -m data_processor collect --help` has all flags.
-# With --extract the graph is embedded by ENCODER (hashing) and the questions' subgraphs are retrieved with RETRIEVE
-# (--method pagerank --max_nodes 12).
+# With --extract the graph is embedded by ENCODER (hashing), names whose embeddings are nearer than SYNONYMS (such as .9;
+# default: none) are joined by edges, and the questions' subgraphs are retrieved with RETRIEVE (--method pagerank
+# --max_nodes 12).
 set -euo pipefail
 script="$(cd "$(dirname "$0")" && pwd)/$(basename "$0")"
 source "$(dirname "$script")/common.sh"
@@ -16,6 +17,7 @@ source "$(dirname "$script")/common.sh"
 # graph DATA: what training needs beside graph/ and qa/.
 graph() {
     "$PYTHON" -m data_processor embed --graph "$1/graph" --encoder "${ENCODER:-hashing}"
+    [[ -z "${SYNONYMS:-}" ]] || "$PYTHON" -m data_processor synonyms --graph "$1/graph" --threshold "$SYNONYMS"
     # shellcheck disable=SC2086
     "$PYTHON" -m data_processor retrieve --data "$1" ${RETRIEVE:---method pagerank --max_nodes 12}
 }

@@ -9,6 +9,7 @@ import pytest
 
 from data_processor.__main__ import main
 from data_processor.calls import CUT, Request
+from data_processor.chunking import load_counter, token_counter
 from data_processor.local_generator import LocalModel, VllmModel, choose, load_tokenizer
 from tests.conftest import build_language_model, build_tokenizer
 from tests.test_collect import check_stages
@@ -88,6 +89,12 @@ def test_no_model_or_no_chat_template_is_one_sentence(tmp_path, language_model_f
         load_tokenizer(str(tmp_path))
     with pytest.raises(ValueError, match="pip install vllm"):
         VllmModel("m", GREEDY)
+
+
+def test_tokens_are_counted_by_the_models_own_tokenizer_with_or_without_transformers(language_model_folder):
+    text = "Three words, 三个词."
+    counts = token_counter(build_tokenizer())(text), load_counter(str(language_model_folder))(text)
+    assert counts == (len(text.encode()), len(text.encode())), "the tokenizer of the tests makes a token of a byte"
 
 
 def test_temperature_zero_is_greedy_and_sampling_cuts_nothing_but_top_p():
