@@ -60,7 +60,8 @@ class Vectors:
     def encode(self, texts: Sequence[str], batch_size: int = 256, progress: bool = False) -> np.ndarray:
         """Vectors (n, width) float32."""
         if self._cluster == 0:
-            return self._noise[[zlib.crc32(text.encode()) % 65537 for text in texts]]
+            numbers = np.array([zlib.crc32(text.encode()) for text in texts])  # two parts, or some would be alike
+            return self._noise[numbers % 65537] + self._noise[numbers // 65537 % 65537]
         numbers = np.array([int(text[1:]) for text in texts])
         if texts[0][0] == "r" or self._cluster == 1:
             return self._noise[(numbers * 7919 + ord(texts[0][0])) % 65537]

@@ -15,6 +15,7 @@ from data_processor.graph_part import GraphPart
 from data_processor.graph_store import KnowledgeGraph, SubgraphStore, embed_graph, write_graph, write_subgraphs
 from data_processor.linking import Linker
 from data_processor.retrieval import METHODS
+from data_processor.retrieval.folder import retrieve_folder
 from data_processor.retrieval.pagerank import pagerank, random_walk
 from data_processor.retrieval.pcst import EDGE_PRIZES, pcst, rank_each_edge, rank_edges, solver, steiner_tree
 from data_processor.schema import QAPair, read_qa, to_json, write_jsonl
@@ -286,6 +287,8 @@ def test_retrieval_within_what_came_with_the_question(data, capsys):
 def test_retrieval_within_nothing_is_refused(data, capsys):
     assert run(data, "retrieve --method random_walk --within_given") == 2
     assert "no subgraphs came with the questions of" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="gfm scores all nodes of the graph"):
+        retrieve_folder(data, "gfm", {}, {}, within_given=True)
 
 
 @pytest.mark.parametrize("method", UNTRAINED)

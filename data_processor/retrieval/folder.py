@@ -131,6 +131,8 @@ def retrieve_folder(
     Raises:
         ValueError: a split or a parameter that is not there, or no subgraph came with the questions.
     """
+    if within_given and method == "gfm":
+        raise ValueError("the method gfm scores all nodes of the graph it was given; omit --within_given")
     graph = KnowledgeGraph.open(data / "graph")
     parameters = checked_parameters(method, parameters)
     retriever = Retriever(graph, METHODS[method], parameters, **retriever_options)
