@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from training import checks
-from training.arguments import RunArguments, parse
+from training.arguments import DataArguments, RunArguments, parse
 from training.checks import CHECKS, Machine, check_flags
 from training.stages import STAGES
 
@@ -288,3 +288,10 @@ def test_what_a_dry_run_or_an_evaluation_leaves_does_not_make_a_folder_foreign(t
     filled(tmp_path / "out", "cat.txt")
     with pytest.raises(ValueError, match="is not empty"):
         check_flags(flags, CPU)
+
+
+def test_a_collection_without_a_graph_is_its_conversations(tmp_path):
+    (tmp_path / "conversations.json").write_text("[]")
+    assert DataArguments(data_path=[str(tmp_path)]).path == str(tmp_path / "conversations.json")
+    (tmp_path / "graph").mkdir()
+    assert DataArguments(data_path=[str(tmp_path)]).path == str(tmp_path)

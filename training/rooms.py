@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -106,9 +107,10 @@ class DataArguments:
 
     @property
     def path(self) -> str:
-        """The one path of a stage that takes one."""
+        """The one path of a stage that takes one; of a collection without a graph, its conversations."""
         (path,) = self.data_path
-        return path
+        conversations = Path(path) / "conversations.json"
+        return str(conversations) if conversations.is_file() and not (Path(path) / "graph").exists() else path
 
 
 @dataclass
