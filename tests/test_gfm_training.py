@@ -258,6 +258,27 @@ def test_dry_run_counts_parameters_and_steps_and_writes_nothing(ring, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.distributed
+def test_two_processes_train_one_model_and_score_it_as_one_does(ring, tmp_path):
+    from test_distributed import torchrun
+
+    more = ["--do_eval", "True", "--do_predict", "True"]
+    stages = ("gfm_pretrain", "gfm_finetune")
+    argv = {stage: flags(stage, ring, tmp_path / stage, *more) for stage in stages}
+    (tmp_path / "cases.json").write_text(json.dumps(argv))
+    torchrun(tmp_path / "report.json", tmp_path / "cases.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    for stage in stages:
+        assert (report[stage]["engine"], report[stage]["world_size"]) == ("DistributedDataParallel", 2)
+        together = json.loads((tmp_path / stage / "metrics.json").read_text())
+        again = ["--init_from", str(tmp_path / stage), "--do_train", "False"]
+        alone = finetune.main(flags(stage, ring, tmp_path / f"{stage}_alone", *more, *again))
+        for name in ("eval_mrr", "mrr", "hits@1", "eval_hits@1"):
+            assert together[name] == pytest.approx(alone[name]), name
+    files = [tmp_path / name / "predictions.jsonl" for name in ("gfm_finetune", "gfm_finetune_alone")]
+    assert files[0].read_text() == files[1].read_text()
+
+
 # ------------------------------------------------------------------------------------------------------- bad input
 def test_a_checkpoint_of_another_encoder_names_both_and_the_command(pretrained, tmp_path):
     other = write_ring(tmp_path / "ring", encoder="hashing:16")
