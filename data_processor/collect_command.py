@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import tempfile
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -83,7 +85,7 @@ def run_collect(arguments: argparse.Namespace) -> str:
     if arguments.dry_run:
         return dry_run(corpus, settings, wording, arguments.extract)
     encoder = load_encoder(arguments.encoder)
-    with Rejected(arguments.output / "rejected.jsonl") as rejected:
+    with rejecting(arguments.output) as rejected:
         stages = Stages(rejected, (*STAGES, *extract.STAGES) if arguments.extract else STAGES)
         survey(corpus, stages)
         expected = collection.estimate(corpus, settings, arguments.extract)
@@ -92,18 +94,17 @@ def run_collect(arguments: argparse.Namespace) -> str:
             generator.expect(expected.calls)
             whole = corpus, generator, wording, settings, encoder, stages, arguments.output, arguments.extract
             report = collection.collect(*whole)
-        files = (*collection.FILES, *(collection.GRAPH_FILES if arguments.extract else ()))
-        collection.finish(arguments.output, stages, settings, wording, generator.backend.model, report, files)
-        made = f"{generator.asked} calls made ({generator.failed} without a reply)"
-        calls = f"{made}, {generator.found} found in the log"
-        return f"{table(stages)}\n{calls}; in {arguments.output}"
+    files = (*collection.FILES, *(collection.GRAPH_FILES if arguments.extract else ()))
+    collection.finish(arguments.output, stages, settings, wording, generator.backend.model, report, files)
+    made = f"{generator.asked} calls made ({generator.failed} without a reply)"
+    return f"{table(stages)}\n{made}, {generator.found} found in the log; in {arguments.output}"
 
 
 def run_extract(arguments: argparse.Namespace) -> str:
     """Extracts a graph from texts; returns what was done."""
     settings = Settings(arguments.chunk_size_by_token, language=arguments.language, limit=arguments.limit)
     corpus, wording, source = reading(arguments, settings)
-    with Rejected(arguments.output / "rejected.jsonl") as rejected:
+    with rejecting(arguments.output) as rejected:
         stages = Stages(rejected, ("documents", "chunks", *extract.STAGES))
         survey(corpus, stages)
         logger.info("%d documents, %d chunks: about %d calls", corpus.documents, corpus.chunks, 2 * corpus.chunks)
@@ -112,8 +113,19 @@ def run_extract(arguments: argparse.Namespace) -> str:
             old = collection.clear(arguments.output, (extract.FILE,))
             extract.write_triples(corpus, generator, wording, stages, arguments.output)
         graph = collection.graph_of(arguments.output, old).graph
-        collection.finish(arguments.output, stages, settings, wording, generator.backend.model, {}, (extract.FILE,))
-        return f"{table(stages)}\n{graph.num_nodes} nodes, {graph.num_edges} edges in {graph.path}"
+    collection.finish(arguments.output, stages, settings, wording, generator.backend.model, {}, (extract.FILE,))
+    return f"{table(stages)}\n{graph.num_nodes} nodes, {graph.num_edges} edges in {graph.path}"
+
+
+@contextlib.contextmanager
+def rejecting(output: Path) -> Iterator[Rejected]:
+    """Yields rejected.jsonl of the output folder; who stops the run by Ctrl-C is told how it goes on."""
+    try:
+        with Rejected(output / "rejected.jsonl") as rejected:
+            yield rejected
+    except KeyboardInterrupt as stop:
+        kept = f"stopped; what was replied is kept in {output / 'calls.jsonl'}"
+        raise ValueError(f"{kept}, and the same command goes on from there") from stop
 
 
 def reading(arguments: argparse.Namespace, settings: Settings) -> tuple[Corpus, Wording, Source]:

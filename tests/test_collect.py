@@ -391,6 +391,17 @@ def test_prompts_have_their_places_in_both_languages_and_files_may_replace_them(
             Prompts(changes)
 
 
+def test_who_stops_a_run_is_told_how_it_goes_on(tmp_path, texts, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "replies.jsonl").write_text("")
+    monkeypatch.setattr(TextGenerator, "run", stop)
+    flags = ["--backend", "recorded", "--replies", str(tmp_path / "replies.jsonl"), "--output", str(tmp_path / "out")]
+    assert main(["collect", "--input", str(texts), *flags]) == 2
+    assert "the same command goes on from there" in capsys.readouterr().err
+
+
 # ----------------------------------------------------------------------------------------------- kill -9
 
 
