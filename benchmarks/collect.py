@@ -1,7 +1,8 @@
 """How fast a collection is beside what a server allows, and how its memory grows with the texts.
 
 A stand-in server (benchmarks/chat_mock.py) in a process of its own answers after 50 ms; 16 calls at once allow 320 a
-second. The rate counts everything between the first call and the last file: chunks, parsing, duplicates, writing.
+second, and threads that do nothing else show how many a busy machine really gets (`bare_calls_per_s`). The rate counts
+everything between the first call and the last file: chunks, parsing, duplicates, writing.
 Memory is the peak in /proc of a process that collects from 1,000 and from 10,000 chunks, at a server without latency.
 
     python benchmarks/collect.py --json results/collect.json
@@ -15,10 +16,13 @@ import json
 import os
 import platform
 import re
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +42,7 @@ from data_processor.text_generator import Source, open_generator
 from data_processor.wording import Wording
 
 LATENCY, CONCURRENCY = 0.05, 16
+BARE_CALLS = 1600
 RATE_CHUNKS, SMALL, LARGE = 600, 1000, 10_000
 SETTINGS = Settings(chunk_size_by_token=64, qa_amount_per_fact=1, role_amount_per_fact=1)
 SENTENCES = 4  # a chunk of this size takes so many of the sentences below
@@ -83,12 +88,38 @@ def work(texts: Path, output: Path, url: str) -> dict[str, float]:
     return {"chunks": corpus.chunks, "calls": generator.asked, "seconds": seconds, "rss_mb": int(peak[1]) / 1024}
 
 
+def bare(url: str, calls: int) -> float:
+    """Calls a second of 16 threads that send one prepared request over and over and read what comes, no more."""
+    place = urllib.parse.urlsplit(url)
+    schema = {"type": "object", "properties": {"theme": {"type": "string"}}}
+    shape = {"type": "json_schema", "json_schema": {"schema": schema}}
+    body = json.dumps({"messages": [{"role": "user", "content": "x" * 1500}], "response_format": shape}).encode()
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+    def ask(count: int) -> None:
+        with socket.create_connection((place.hostname, place.port)) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for _ in range(count):
+                connection.sendall(request)
+                assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+    threads = [threading.Thread(target=ask, args=(calls // CONCURRENCY,)) for _ in range(CONCURRENCY)]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return calls / (time.perf_counter() - start)
+
+
 def measure(chunks: int, latency: float) -> dict[str, float]:
     """`work` in a fresh process."""
     with tempfile.TemporaryDirectory() as folder, server(latency) as url:
         write_texts(Path(folder) / "texts", chunks)
         command = [sys.executable, __file__, "--worker", folder, "--url", url]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        if latency:
+            found["bare_calls_per_s"] = bare(url, BARE_CALLS)
     print(f"{latency * 1000:g} ms: {json.dumps(found)}", flush=True)
     return found
 
@@ -109,6 +140,8 @@ def main() -> None:
     metrics = {
         "calls_per_s": rate["calls"] / rate["seconds"],
         "calls_per_s_over_ideal": rate["calls"] / rate["seconds"] / ideal,
+        "bare_calls_per_s": rate["bare_calls_per_s"],
+        "calls_per_s_over_bare": rate["calls"] / rate["seconds"] / rate["bare_calls_per_s"],
         "calls_per_s_without_latency": large["calls"] / large["seconds"],
         "rss_mb_1k": small["rss_mb"],
         "rss_mb_10k": large["rss_mb"],
