@@ -36,7 +36,7 @@ from modeling_graphllm import GraphLLMForConditionalGeneration
 from processing_graphllm import GraphLLMProcessor
 from training.record import commit
 
-SAMPLE = 32  # every so many-th test question is asked
+SAMPLE = {2: 32, 3: 64}  # every so many-th test question is asked
 NODES = 50  # of a subgraph at most; PCST chooses its own number
 Finder = Callable[[QAPair], Subgraph]
 
@@ -67,7 +67,7 @@ def ask_with(method: str, find: Finder | None, hops: int, asking: Asking) -> dic
     """Retrieves for a sample of the test questions and asks; with no `find`, as in training. Returns the figures."""
     work, folder = WORK[hops], WORK[hops] / "methods" / method
     graph, paths = KnowledgeGraph.open(work / "data" / "graph"), retriever(work / "data")
-    pairs = read_qa(work / "data" / "qa" / "test.jsonl")[::SAMPLE]
+    pairs = read_qa(work / "data" / "qa" / "test.jsonl")[:: SAMPLE[hops]]
     if find is None:
         found = shown = [paths.find(graph, pair) for pair in pairs]
     else:
