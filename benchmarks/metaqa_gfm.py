@@ -105,8 +105,7 @@ def held_paths(asked: Sequence[Asked], fold: int) -> set[str]:
     paths = sorted({one.path for one in asked if one.path.count("_to_") == 3})
     people = sorted({path.split("_to_")[1] for path in paths})
     ends = {person: [path for path in paths if path.split("_to_")[1] == person] for person in people}
-    order = [*range(FOLDS)]
-    return {ends[person][order[(fold + shift) % FOLDS]] for shift, person in enumerate(people)}
+    return {ends[person][(fold + shift) % FOLDS] for shift, person in enumerate(people)}
 
 
 def build_data(source: Path, folder: Path) -> None:
@@ -214,7 +213,8 @@ def main(argv: list[str] | None = None) -> None:
         found[name] = measure(name, run, asked, arguments.work, flags)
         figures = summary(found)
         write_json(arguments.json, figures | {
-            "command": shlex.join(["python", *sys.argv]),
+            "command": shlex.join(["python", "benchmarks/metaqa_gfm.py", "--data", str(arguments.data), "--json",
+                                   str(arguments.json), *flags, "--runs", *found]),
             "commit": commit(),
             "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores shared with other work",
             "minutes": sum(one["minutes"] for one in found.values()),
