@@ -103,7 +103,8 @@ def legend(kinds: Sequence[str]) -> Iterator[str]:
     left = 26
     for kind, word in WORDS.items():
         if kind in kinds:
-            yield f'<circle cx="{left}" cy="56" r="7" fill="{COLOURS[kind]}"/><text x="{left + 13}" y="61">{word}</text>'
+            mark = f'<circle cx="{left}" cy="56" r="7" fill="{COLOURS[kind]}"/>'
+            yield f'{mark}<text x="{left + 13}" y="61">{word}</text>'
             left += 50 + round(LETTER * NAME_SIZE * len(word))
 
 
