@@ -83,13 +83,16 @@ def runs(asked: dict[str, list[Asked]]) -> Iterator[tuple[str, Run]]:
         yield f"{hops}hop", Run((hops,), hops, None, epochs)
     yield "all", Run((1, 2, 3), STEPS, 20000)
     templates = half_of_templates(asked["train"])
+    reads = (("", True), ("_one_vector", False))
     for hops in (1, 2, 3):
-        yield f"templates_{hops}hop", Run((hops,), hops, 4000, 1, TEST_SAMPLE, lambda one: one.template in templates)
+        for suffix, attention in reads:
+            yield f"templates_{hops}hop{suffix}", Run((hops,), hops, 4000, 1, TEST_SAMPLE,
+                                                      lambda one: one.template in templates, attention)  # fmt: skip
     for hops in (2, 3):
         yield f"1000_{hops}hop", Run((hops,), hops, 1000, 4, TEST_SAMPLE)
     for fold in range(FOLDS):
         held = held_paths(asked["train"], fold)
-        for suffix, attention in (("", True), ("_one_vector", False)):
+        for suffix, attention in reads:
             yield f"paths_{fold}{suffix}", Run((3,), 3, 4000, 1, TEST_SAMPLE, lambda one, held=held: one.path in held,
                                                attention)  # fmt: skip
 
