@@ -1015,27 +1015,33 @@ class GFMForRetrieval(PreTrainedModel):
         Raises:
             ValueError: a configuration in which states outside the ball do depend on the question.
         """
-        config = self.config
-        constant = config.hold_unreached or not config.question_relations
-        if not (constant and self.from_text) or config.concat_hidden or config.seed_weights or self._averages:
+        if not self.scores_near:
             raise ValueError("score_near needs text relations, no concat_hidden, seed_weights or pna, and relation "
                              "vectors without the question or hold_unreached. Call forward instead.")  # fmt: skip
         graph = self._graph(graph_index)
         edges = self._edges(graph)
-        question, relations = self._read_question(graph, edges, question_embeds, None)
-        background = None if config.hold_unreached else self._background(graph, edges, relations)
         ball = torch.unique(seed_nodes)
+        if self.config.hold_unreached:
+            background = None
+            question, relations = self._read_question(graph, edges, question_embeds, None)
+            words = self._words(question, question_tokens, question_token_mask)
+        else:
+            background = self._background(graph, edges)
+            question = self.question_projection(question_embeds.to(self.dtype))
         states = question.expand(len(ball), -1)
-        words = self._words(question, question_tokens, question_token_mask)
         for place, layer in enumerate(self.layers):
-            vectors = layer.relation_vectors(relations, words[place])
-            behind = None if background is None else background[place]
+            vectors = layer.relation_vectors(relations, words[place]) if background is None else background[1][place]
+            behind = None if background is None else background[0][place]
             ball, states = self._step_near(layer, edges, vectors, ball, states, seed_nodes, question, behind)
-        return self._score_ball(graph, question, ball, states, None if background is None else background[-1])
+        return self._score_ball(graph, question, ball, states, None if background is None else background[2])
 
     @property
-    def _averages(self) -> bool:
-        return self.config.aggregation == "pna"  # its scale is a mean over all nodes
+    def scores_near(self) -> bool:
+        """Whether states outside the ball of the seeds are the same for every question: what `score_near` needs."""
+        config = self.config
+        constant = config.hold_unreached or not config.question_relations
+        whole = config.concat_hidden or config.seed_weights or config.aggregation == "pna"  # pna scales by all nodes
+        return constant and self.from_text and not whole
 
     def _step_near(
         self, layer: GFMLayer, edges: RelationalEdges, vectors: Tensor, ball: Tensor, states: Tensor,
@@ -1065,29 +1071,37 @@ class GFMForRetrieval(PreTrainedModel):
         aggregate = layer.aggregate(before[:, None], start[:, None], near, vectors)[: len(after)]
         return after, layer.update(before[: len(after), None], aggregate)[:, 0]
 
-    def _background(self, graph: GFMGraph, edges: RelationalEdges, relations: Tensor) -> list[Tensor]:
-        """States (N, D) before every step and after the last where no question starts; kept while weights stand."""
+    def _background(self, graph: GFMGraph, edges: RelationalEdges) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """What no question changes, kept while the weights stand.
+
+        Returns:
+            (states (N, D) before every step where no question starts; relation vectors (2R, 1, D) of every step; what
+            the read-out makes of the last states (N, 2D)).
+        """
         weights = tuple((one.data_ptr(), one._version) for one in self.parameters())
         kept = graph.derived.get("background")
         if kept is None or kept[0] != weights:
+            relations = self.relation_projection(graph.relation_embeds.to(self.device, self.dtype))[:, None]
+            vectors = [layer.relation_vectors(relations, None) for layer in self.layers]
             states = relations.new_zeros(graph.num_nodes, 1, relations.shape[-1])
-            start, found = states, [states[:, 0]]
-            for layer in self.layers:
-                states = layer(states, start, edges, layer.relation_vectors(relations, None))
+            start, found = states, []
+            for layer, shared in zip(self.layers, vectors, strict=True):
                 found.append(states[:, 0])
+                states = layer(states, start, edges, shared)
             first = self.readout[0].weight[:, : states.shape[-1]]
-            kept = graph.derived["background"] = weights, found, F.linear(found[-1], first)
+            kept = graph.derived["background"] = weights, (found, vectors, F.linear(states[:, 0], first))
         return kept[1]
 
     def _score_ball(
         self, graph: GFMGraph, question: Tensor, ball: Tensor, states: Tensor, behind: Tensor | None
     ) -> Tensor:
+        """(1, N) scores: of the ball from its states, of all others from what the read-out made of them before."""
         first, activation, last = self.readout
         asked = F.linear(question, first.weight[:, states.shape[-1] :], first.bias)
         if behind is None:
             scores = last(activation(asked)).reshape(1).repeat(graph.num_nodes)
         else:
-            scores = last(activation(graph.derived["background"][2] + asked)).squeeze(-1)
+            scores = last(activation(behind + asked)).squeeze(-1)
         scores[ball] = self.score(states, question)
         return scores[None]
 

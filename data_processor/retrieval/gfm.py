@@ -136,18 +136,22 @@ def rank_documents(
         if not len(nodes):
             found.append([])
             continue
-        arguments: dict[str, Any] = {
-            "graph_index": torch.zeros(1, dtype=torch.long),
-            "seed_nodes": torch.tensor(nodes, dtype=torch.long),
-            "seed_batch": torch.zeros(len(nodes), dtype=torch.long),
-            "question_embeds": rows(question),
-        }
-        with torch.no_grad():
-            logits = network(**arguments).logits
+        logits = score_whole(network, torch.tensor(nodes, dtype=torch.long), rows(question))
         config = network.config
         order, scores = ranked(logits, network.graphs[0], config.ranker, config.top_entities)
         found.append(list(zip(order[0, :most].tolist(), scores[0, :most].tolist(), strict=True)))
     return found
+
+
+def score_whole(network: GFMForRetrieval, seeds: torch.Tensor, question: torch.Tensor) -> torch.Tensor:
+    """(1, N) scores of one question (1, F): near its seeds (s,) where that gives the same as the whole graph."""
+    import torch
+
+    place = torch.zeros(1, dtype=torch.long)
+    if network.scores_near:
+        return network.score_near(place, seeds, question)
+    with torch.no_grad():
+        return network(place, seeds, torch.zeros_like(seeds), question_embeds=question).logits
 
 
 def rows(question: np.ndarray) -> torch.Tensor:
