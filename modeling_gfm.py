@@ -11,7 +11,6 @@ scored. States lie node by node, (N, B, D), so that one message is one contiguou
     scores = model(graph_index, question_embeds=..., seed_nodes=..., seed_batch=...).logits      # (B, N)
 """
 
-import importlib.util
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -461,10 +460,10 @@ def cpu_kernels(threads: int) -> CPUKernels | None:
 
     One thread gets loops without a pool: idle threads of a pool would spin beside it.
     """
-    if importlib.util.find_spec("numba") is None:
+    try:  # in a `try`, or the Hub's loader would call numba a missing package of the published code
+        import numba
+    except ImportError:
         return None
-    import numba
-
     compiled = partial(numba.njit, parallel=threads > 1, cache=True)
     if threads > 1:
         numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))

@@ -1,5 +1,7 @@
 """GFMForRetrieval: messages against a dense reference, gradients, balls, backgrounds, losses, ranks, documents."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -372,3 +374,9 @@ def test_a_saved_model_scores_as_before_and_holds_no_graph(tmp_path):
 def test_what_cannot_work_is_said(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_published_code_asks_for_no_optional_package():
+    from transformers.dynamic_module_utils import get_imports
+
+    assert set(get_imports(modeling_gfm.__file__)) <= {"torch", "numpy", "transformers"} | set(sys.stdlib_module_names)
