@@ -408,7 +408,7 @@ def test_who_stops_a_run_is_told_how_it_goes_on(tmp_path, texts, monkeypatch, ca
 def killed_and_whole(tmp_path, texts, moments, seed):
     """Kills a collection against a slow server at random moments, each time starting it anew; then lets it end."""
     rng = random.Random(seed)
-    mock = ChatMock(0.002)
+    mock = ChatMock(0.01 + 0.004 * moments)  # slow enough that no quiet machine is done before the last kill
     with running(mock) as url:
         flags = ["--backend", "api", "--model", "m", "--base_url", url, "--input", str(texts), "--concurrency",
                  "4", "--qa_amount_per_fact", "4", "--role_amount_per_fact", "4", "--chunk_size_by_token", "32"]
