@@ -13,7 +13,7 @@ scored. States lie node by node, (N, B, D), so that one message is one contiguou
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
@@ -177,11 +177,6 @@ class RelationalEdges:
         parts = self.order[kept], self.sources[kept], self.relations[kept], self.targets[kept]
         return RelationalEdges(*parts, self.num_nodes, self.num_relations)
 
-    def to(self, device: torch.device) -> "RelationalEdges":
-        """The same edges on another device."""
-        parts = (one.to(device) for one in (self.order, self.sources, self.relations, self.targets))
-        return RelationalEdges(*parts, self.num_nodes, self.num_relations)
-
 
 def offsets_of(keys: Tensor, count: int) -> Tensor:
     """(count + 1,): where each key begins once the keys (E,) are sorted."""
@@ -189,17 +184,18 @@ def offsets_of(keys: Tensor, count: int) -> Tensor:
 
 
 def with_inverses(
-    edge_index: Tensor, relations: Tensor, num_nodes: int, num_relations: int, against: bool
+    edge_index: Tensor, relations: Tensor, num_nodes: int, num_relations: int, against: bool, copies: int = 1
 ) -> RelationalEdges:
     """Every edge (s, r, t) as it is and as (t, r + R, s); `against` swaps the ends of all messages.
 
     Args:
         edge_index: (2, E). relations: (E,). num_relations: R, without inverses.
+        copies: relation tables of 2R rows that stand one after the other; `relations` say which is meant.
     """
     sources, targets = edge_index.flip(0) if against else edge_index
     both = torch.cat([sources, targets]), torch.cat([targets, sources])
     kinds = torch.cat([relations, relations + num_relations])
-    return RelationalEdges.sort(both[0], kinds, both[1], num_nodes, 2 * num_relations)
+    return RelationalEdges.sort(both[0], kinds, both[1], num_nodes, 2 * num_relations * copies)
 
 
 @dataclass
@@ -261,17 +257,28 @@ class GFMGraph:
         ends, kinds = triples[:, [0, 2]].T.contiguous(), triples[:, 1].contiguous()
         return cls(ends, kinds, num_nodes, num_relations, relation_embeds, links, num_documents, name)
 
-    def edges(self, against: bool, device: torch.device) -> RelationalEdges:
+    def at(self, device: torch.device) -> "GFMGraph":
+        """The same graph on a device, moved when first asked for."""
+        if self.edge_index.device == device:
+            return self
+        if ("at", device) not in self.derived:
+            moved = {name: one.to(device) for name, one in vars(self).items() if isinstance(one, Tensor)}
+            self.derived["at", device] = replace(self, **moved, derived={})
+        return self.derived["at", device]
+
+    def edges(self, against: bool) -> RelationalEdges:
         """All edges with their inverses, sorted when first asked for."""
-        key = ("edges", against, device)
-        if key not in self.derived:
+        if ("edges", against) not in self.derived:
             sizes = self.num_nodes, self.num_relations
-            self.derived[key] = with_inverses(self.edge_index, self.relations, *sizes, against).to(device)
-        return self.derived[key]
+            self.derived["edges", against] = with_inverses(self.edge_index, self.relations, *sizes, against)
+        return self.derived["edges", against]
 
     def document_counts(self) -> Tensor:
-        """df (N,) float: how many documents name each node."""
-        return torch.bincount(self.document_nodes[:, 1], minlength=self.num_nodes).float()
+        """df (N,) float: how many documents name each node; counted when first asked for."""
+        if "document counts" not in self.derived:
+            counts = torch.bincount(self.document_nodes[:, 1], minlength=self.num_nodes)
+            self.derived["document counts"] = counts.float()
+        return self.derived["document counts"]
 
 
 # ------------------------------------------------------------------------------------------------- message passing
@@ -351,21 +358,16 @@ def propagate(
             # these go number by number: the states of all questions are one long row
             relations = relations.expand(-1, shape[1], -1).flatten(1)[:, None]
             states = states.flatten(1)[:, None]
-        result = _Propagate.apply(
-            states.to(wide).contiguous(), relations.to(wide).contiguous(), edges, kind, reduce
-        )
+        states, relations = states.to(wide).contiguous(), relations.to(wide).contiguous()
+        result = _Propagate.apply(states, relations, edges, kind, reduce)
     return result.reshape(shape).to(narrowest)
 
 
-def chunks(edges: RelationalEdges, row_bytes: int) -> Iterator[slice]:
-    """Runs of edges whose messages take at most CHUNK_BYTES."""
-    step = max(1, CHUNK_BYTES // max(row_bytes, 1))
+def chunks(edges: RelationalEdges, states: Tensor) -> Iterator[slice]:
+    """Runs of edges whose messages, rows of states (N, B, D), take at most CHUNK_BYTES."""
+    step = max(1, CHUNK_BYTES // max(states[0].nbytes, 1))
     for start in range(0, len(edges), step):
         yield slice(start, min(start + step, len(edges)))
-
-
-def row_bytes(states: Tensor) -> int:
-    return states.shape[1] * states.shape[2] * states.element_size()
 
 
 def propagate_in_chunks(
@@ -374,7 +376,7 @@ def propagate_in_chunks(
     """`propagate` in plain torch: the reference, and what runs on a GPU."""
     empty = {"sum": 0.0, "max": -torch.inf, "min": torch.inf}[reduce]
     result = torch.full_like(states, empty)
-    for part in chunks(edges, row_bytes(states)):
+    for part in chunks(edges, states):
         messages = message_of(kind, states[edges.sources[part]], relations[edges.relations[part]])
         if reduce == "sum":
             result.index_add_(0, edges.targets[part], messages)
@@ -391,7 +393,7 @@ def gradients_in_chunks(
     of_states, of_relations = torch.zeros_like(states), torch.zeros_like(relations)
 
     def parts() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-        for part in chunks(edges, row_bytes(states)):
+        for part in chunks(edges, states):
             sources, kinds, targets = edges.sources[part], edges.relations[part], edges.targets[part]
             yield sources, kinds, targets, states[sources], relations[kinds]
 
@@ -804,10 +806,10 @@ class GFMForRetrieval(PreTrainedModel):
         place = int(graph_index)
         if not 0 <= place < len(self.graphs):
             raise ValueError(f"Graph {place} of {len(self.graphs)} is asked for; attach_graphs comes first.")
-        return self.graphs[place]
+        return self.graphs[place].at(self.device)
 
     def _edges(self, graph: GFMGraph, removed: Tensor | None = None) -> RelationalEdges:
-        edges = graph.edges(self.config.messages == "against", self.device)
+        edges = graph.edges(self.config.messages == "against")
         if removed is None or not len(removed):
             return edges
         return edges.without(torch.cat([removed, removed + graph.edge_index.shape[1]]))
@@ -822,7 +824,7 @@ class GFMForRetrieval(PreTrainedModel):
             # seen from the relation as it is written, also where its inverse is asked: as ULTRA was trained
             relations = self.relation_network(self._relation_graph(graph, edges), queries % graph.num_relations)
             return relations[queries, torch.arange(len(queries), device=queries.device)], relations
-        table = graph.relation_embeds.to(self.device, self.dtype)
+        table = graph.relation_embeds.to(self.dtype)
         embeds = table[queries] if embeds is None else embeds.to(self.dtype)
         return self.question_projection(embeds), self.relation_projection(table)[:, None]
 
@@ -836,7 +838,7 @@ class GFMForRetrieval(PreTrainedModel):
         return [layer.words(projected, mask) for layer in self.layers]
 
     def _relation_graph(self, graph: GFMGraph, edges: RelationalEdges) -> RelationalEdges:
-        key = ("relation graph", self.config.messages, self.device)
+        key = ("relation graph", self.config.messages)
         if key not in graph.derived:
             graph.derived[key] = relation_graph(edges, self.config.messages == "against")
         return graph.derived[key]
@@ -845,13 +847,10 @@ class GFMForRetrieval(PreTrainedModel):
         self, graph: GFMGraph, edge_index: Tensor, relations: Tensor, node_batch: Tensor, questions: int
     ) -> RelationalEdges:
         """The edges of a union of subgraphs; with relation vectors per question each has its own relation ids."""
-        against, count = self.config.messages == "against", graph.num_relations
-        per_question = self.config.question_relations or not self.from_text
-        if per_question:
-            relations = relations + 2 * count * node_batch[edge_index[0]]
-        edges = with_inverses(edge_index, relations, len(node_batch), count, against)
-        edges.num_relations = 2 * count * (questions if per_question else 1)
-        return edges
+        against, count, copies = self.config.messages == "against", graph.num_relations, 1
+        if self.config.question_relations or not self.from_text:
+            relations, copies = relations + 2 * count * node_batch[edge_index[0]], questions
+        return with_inverses(edge_index, relations, len(node_batch), count, against, copies)
 
     def _start(
         self, graph: GFMGraph, question: Tensor, seeds: Tensor, batch: Tensor, node_batch: Tensor | None
@@ -859,7 +858,7 @@ class GFMForRetrieval(PreTrainedModel):
         """States before the first step (N, B, D), or (n, 1, D) of a union: the question's vector at its seeds."""
         vectors = question[batch]
         if self.config.seed_weights and node_batch is None:
-            counts = graph.document_counts().to(question)[seeds]
+            counts = graph.document_counts()[seeds].to(question)
             vectors = vectors * torch.where(counts > 0, 1 / counts.clamp(min=1), 0.0)[:, None]
         if node_batch is None:
             start = question.new_zeros(graph.num_nodes, *question.shape)
@@ -992,7 +991,7 @@ class GFMForRetrieval(PreTrainedModel):
         count = (edges.degrees + 1).to(scores.dtype)[:, None, None]
         for (states, vectors, _), grad in zip(trace, grads, strict=True):
             grad = grad / count if self.config.aggregation == "mean" else grad
-            for part in chunks(edges, row_bytes(states)):
+            for part in chunks(edges, states):
                 sent = message_of(self.config.message, states[edges.sources[part]], vectors[edges.relations[part]])
                 importance[part] += (grad[edges.targets[part]] * sent).sum((1, 2))
         given = torch.zeros_like(importance).index_copy(0, edges.order, importance.detach())
@@ -1080,7 +1079,7 @@ class GFMForRetrieval(PreTrainedModel):
         weights = tuple((one.data_ptr(), one._version) for one in self.parameters())
         kept = graph.derived.get("background")
         if kept is None or kept[0] != weights:
-            relations = self.relation_projection(graph.relation_embeds.to(self.device, self.dtype))[:, None]
+            relations = self.relation_projection(graph.relation_embeds.to(self.dtype))[:, None]
             vectors = [layer.relation_vectors(relations, None) for layer in self.layers]
             states = relations.new_zeros(graph.num_nodes, 1, relations.shape[-1])
             start, found = states, []
@@ -1209,7 +1208,7 @@ def filtered_ranks(logits: Tensor, questions: Tensor, labels: Tensor, places: Te
 
 def sum_by_document(values: Tensor, graph: GFMGraph) -> Tensor:
     """(B, documents): the sum of values (B, N) over the nodes that a document names."""
-    documents, nodes = graph.document_nodes.to(values.device).unbind(1)
+    documents, nodes = graph.at(values.device).document_nodes.unbind(1)
     return values.new_zeros(len(values), graph.num_documents).index_add(1, documents, values[:, nodes])
 
 
@@ -1234,7 +1233,7 @@ def rank_documents(logits: Tensor, graph: GFMGraph, ranker: str = "idf_topk", to
     if ranker not in RANKERS:
         raise ValueError(f"The ranker {ranker!r} is not known. Choose one of {', '.join(RANKERS)}.")
     logits = logits.float()
-    weight = 1 / graph.document_counts().to(logits.device).clamp(min=1)
+    weight = 1 / graph.at(logits.device).document_counts().clamp(min=1)
     best = torch.zeros_like(logits).scatter(1, logits.topk(min(top, logits.shape[1]), 1).indices, 1.0)
     value = {"simple": logits, "idf": logits * weight, "topk": best, "idf_topk": best * weight}[ranker]
     probability = logits.sigmoid()

@@ -153,7 +153,7 @@ def background(graph: KnowledgeGraph, data: Path) -> dict[str, Any]:
 def edges_of(graph: KnowledgeGraph) -> RelationalEdges:
     triples = torch.from_numpy(np.array(graph.edges))
     whole = GFMGraph.from_arrays(triples.numpy(), graph.num_nodes, graph.num_relations)
-    return whole.edges(False, torch.device("cpu"))
+    return whole.edges(False)
 
 
 def random_edges(count: int) -> RelationalEdges:

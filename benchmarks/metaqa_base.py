@@ -24,9 +24,9 @@ import numpy as np
 
 from benchmarks.metaqa_lessons import Lessons
 from benchmarks.metaqa_texts import Text
-from data_processor.demo_base import write_model
+from data_processor.demo_base import load_checkpoint, write_checkpoint, write_model
 from data_processor.demo_world import syllables
-from data_processor.schema import atomic_write, write_json
+from data_processor.schema import write_json
 
 if TYPE_CHECKING:
     import torch
@@ -153,38 +153,12 @@ class Reader:
         bar.close()
 
     def save(self) -> None:
-        """Writes weights, the optimizer's moments and the state into one file."""
-        from safetensors.torch import save_file
-
-        tensors = {f"model.{name}": parameter.detach() for name, parameter in self.model.named_parameters()}
-        for name, parameter in self.model.named_parameters():
-            tensors |= {f"{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.folder / "checkpoint.safetensors") as temporary:
-            save_file(tensors, temporary, metadata={"state": json.dumps(self.state)})
+        """Writes the checkpoint."""
+        write_checkpoint(self.folder, self.model, self.optimizer, self.state)
 
     def restore(self) -> None:
         """Loads the checkpoint if there is one."""
-        from safetensors import safe_open
-
-        if not (self.folder / "checkpoint.safetensors").exists():
-            return
-        self.state = load_checkpoint(self.model, self.folder)
-        with safe_open(self.folder / "checkpoint.safetensors", "pt") as file:
-            for name, parameter in self.model.named_parameters():
-                moments = ("step", "exp_avg", "exp_avg_sq")
-                self.optimizer.state[parameter] = {key: file.get_tensor(f"{key}.{name}") for key in moments}
-
-
-def load_checkpoint(model: LlamaForCausalLM, folder: Path) -> dict[str, float]:
-    """Gives the model the weights that training left in `folder`, before `realign`; returns the state."""
-    import torch
-    from safetensors import safe_open
-
-    with safe_open(folder / "checkpoint.safetensors", "pt") as file, torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(file.get_tensor(f"model.{name}"))
-        return json.loads(file.metadata()["state"])
+        self.state = load_checkpoint(self.folder, self.model, self.optimizer) or self.state
 
 
 def transplant(start: str, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -275,7 +249,7 @@ def build_base(data: Path, folder: Path, recipe: Recipe, hops: int) -> dict[str,
     else:
         lessons = Lessons.paths(data, recipe.seed, recipe.start)
         model = LlamaForCausalLM.from_pretrained(recipe.start)
-        load_checkpoint(model, Path(recipe.start))
+        load_checkpoint(Path(recipe.start), model)  # as training left it, before `realign`
     reader = Reader(lessons, model, folder, recipe)
     reader.train()
     before = reader.held_out_accuracy(160)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINT = "checkpoint.safetensors"
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -199,32 +201,47 @@ class Run:
         bar.close()
 
     def save(self) -> None:
-        """Write the checkpoint: weights, the optimizer's moments and the progress, in one file."""
-        from safetensors.torch import save_file
-
-        tensors = {f"model.{name}": parameter.detach() for name, parameter in self.model.named_parameters()}
-        for name, parameter in self.model.named_parameters():
-            tensors |= {f"{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
-        path = self.recipe.work_dir / "checkpoint.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            save_file(tensors, temporary, metadata={"progress": json.dumps(asdict(self.progress))})
+        """Write the checkpoint."""
+        write_checkpoint(self.recipe.work_dir, self.model, self.optimizer, asdict(self.progress))
 
     def restore(self) -> None:
         """Load the checkpoint if there is one."""
-        import torch
-        from safetensors import safe_open
+        state = load_checkpoint(self.recipe.work_dir, self.model, self.optimizer)
+        if state is not None:
+            self.progress = Progress(**state)
+            logger.info("resumed after step %d", self.progress.step)
 
-        path = self.recipe.work_dir / "checkpoint.safetensors"
-        if not path.exists():
-            return
-        with safe_open(path, "pt") as file, torch.no_grad():
-            self.progress = Progress(**json.loads(file.metadata()["progress"]))
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(file.get_tensor(f"model.{name}"))
+
+def write_checkpoint(
+    folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """Weights, the optimizer's moments and the state of a run, in one file of the folder."""
+    from safetensors.torch import save_file
+
+    tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        tensors |= {f"{key}.{name}": value for key, value in optimizer.state[parameter].items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / CHECKPOINT) as temporary:
+        save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+
+
+def load_checkpoint(
+    folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer | None = None
+) -> dict[str, Any] | None:
+    """Gives model and optimizer what `write_checkpoint` left in the folder; returns the state, None without a file."""
+    import torch
+    from safetensors import safe_open
+
+    if not (folder / CHECKPOINT).exists():
+        return None
+    with safe_open(folder / CHECKPOINT, "pt") as file, torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(file.get_tensor(f"model.{name}"))
+            if optimizer is not None:
                 moments = ("step", "exp_avg", "exp_avg_sq")
-                self.optimizer.state[parameter] = {key: file.get_tensor(f"{key}.{name}") for key in moments}
-        logger.info("resumed after step %d", self.progress.step)
+                optimizer.state[parameter] = {key: file.get_tensor(f"{key}.{name}") for key in moments}
+        return json.loads(file.metadata()["state"])
 
 
 def write_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -250,7 +250,7 @@ def test_what_edges_did_is_the_slope_of_the_scores():
             factors = torch.where(places % len(table) == 5, weight, 1.0)[:, None, None]
             return original(kind, states, vectors) * factors
 
-        places = model.graphs[0].edges(False, torch.device("cpu")).order
+        places = model.graphs[0].edges(False).order
         modeling_gfm.message_of = weighted
         try:
             return float(model(**asked).logits[0, best].sum().detach())
@@ -336,6 +336,23 @@ def test_documents_are_ranked_by_their_entities_and_ties_by_score():
     assert order[0].tolist() == [0, 3, 2, 1]  # 3 and 2 tie; entity 6 scores above entity 5
     with pytest.raises(ValueError, match="has no documents"):
         rank_documents(logits, graph_of(triples()))
+
+
+def test_rankers_follow_their_definitions():
+    links = np.array([[0, 0], [0, 1], [1, 1], [1, 2], [2, 3], [2, 4], [3, 1], [4, 9]])
+    graph = graph_of(triples(), documents=links)
+    logits = torch.zeros(1, NODES)
+    logits[0, :4] = torch.tensor([0.9, 0.8, 0.3, 0.5])
+    expected = {  # node 1 stands in three documents, all others in one; the two best nodes are 0 and 1
+        "simple": [1.7, 1.1, 0.5, 0.8, 0],
+        "idf": [0.9 + 0.8 / 3, 0.8 / 3 + 0.3, 0.5, 0.8 / 3, 0],
+        "topk": [2, 1, 0, 1, 0],
+        "idf_topk": [1 + 1 / 3, 1 / 3, 0, 1 / 3, 0],
+    }
+    for ranker, values in expected.items():
+        order, scores = rank_documents(logits, graph, ranker, top=2)
+        torch.testing.assert_close(scores[0], torch.tensor(values, dtype=torch.float)[order[0]])
+        assert (scores.diff() <= 0).all(), ranker
 
 
 def test_seeds_that_many_documents_name_start_smaller():

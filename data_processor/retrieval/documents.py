@@ -1,4 +1,4 @@
-"""Documents in order for a question: by words (BM25), by embedding, by a walk over the graph, by scores of entities.
+"""Documents in order for a question without a trained retriever: by words (BM25), by embedding, by a walk.
 
 Every function gives scores (Q, documents) or (documents,), higher is better; `order` makes ranks of them.
 """
@@ -15,7 +15,6 @@ from data_processor.linking import words
 from data_processor.retrieval.pagerank import pagerank
 from data_processor.vector_index import unit_rows
 
-RANKERS = ("simple", "idf", "topk", "idf_topk")
 BM25_K1, BM25_B = 1.5, 0.75
 
 
@@ -96,40 +95,6 @@ def sum_by_document(graph: KnowledgeGraph, values: np.ndarray) -> np.ndarray:
     """(documents,): the sum of values (N,) over the nodes that each document names."""
     documents, nodes = graph.document_nodes.T
     return np.bincount(documents, values[nodes], minlength=graph.num_documents)
-
-
-def by_entities(
-    graph: KnowledgeGraph, nodes: np.ndarray, scores: np.ndarray, ranker: str = "idf_topk", top: int = 20
-) -> np.ndarray:
-    """(documents,) from scores of entities (arXiv 2502.01113, section 3.3); nodes that have no score count nothing.
-
-    `simple`: the sum of the scores; `idf`: of scores / df; `topk`: how many of the `top` best are named; `idf_topk`:
-    the sum of 1 / df over those. Documents that tie are told apart by the scores of those entities.
-
-    Args:
-        nodes: (n,) each once. scores: (n,) from 0 to 1.
-
-    Raises:
-        ValueError: an unknown ranker.
-    """
-    if ranker not in RANKERS:
-        raise ValueError(f"the ranker must be one of {', '.join(RANKERS)}, got {ranker!r}")
-    nodes, scores = np.asarray(nodes, dtype=np.int64), np.asarray(scores, dtype=np.float64)
-    best = np.argsort(-scores, kind="stable")[: top if ranker.endswith("topk") else len(scores)]
-    weights = scores if not ranker.endswith("topk") else np.ones(len(scores))
-    if ranker.startswith("idf"):
-        weights = weights / np.maximum(document_counts(graph)[nodes], 1)
-    values, ties = np.zeros(graph.num_nodes), np.zeros(graph.num_nodes)
-    values[nodes[best]], ties[nodes[best]] = weights[best], scores[best]
-    return broken_by(sum_by_document(graph, values), sum_by_document(graph, ties))
-
-
-def broken_by(scores: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Scores (D,) in which equal ones now stand in the order of `second` (D,) and nothing else changes place."""
-    levels, place = np.unique(scores, return_inverse=True)
-    gaps = np.diff(levels, append=levels[-1:] + 1)
-    span = second - second.min(initial=0)
-    return scores + 0.5 * gaps[place] * span / max(span.max(initial=0), 1e-300)
 
 
 def order(scores: np.ndarray, most: int | None = None) -> np.ndarray:
