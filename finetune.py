@@ -9,16 +9,18 @@ import sys
 import time
 from typing import Any
 
-from transformers import Trainer, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import Trainer
 
 from serving.publish import push
 from training.arguments import Arguments, TrainingArguments, parse
-from training.callbacks import WholeCheckpoints, last_whole_checkpoint
+from training.callbacks import FiniteSteps, SeededLengthGroups, WholeCheckpoints
+from training.engines import RunningEngine
+from training.inspect_step import inspected
 from training.launch import start
 from training.optimizer import GroupedOptimizer
 from training.parts import Parts
-from training.record import check_same_run, table, write_metrics, write_run
+from training.record import table, write_metrics
+from training.resume import begin, resume_point
 from training.stages import STAGES
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     trainer = build_trainer(arguments, parts)
     stage.check(arguments, parts)
+    if arguments.training.inspect_step is not None:
+        print(inspected(trainer, arguments.training))
+        return {}
     metrics: dict[str, Any] = {}
     if arguments.training.do_train:
         metrics |= trainer.train(resume_from_checkpoint=checkpoint).metrics
@@ -63,42 +68,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     return metrics
 
 
-def begin(arguments: Arguments, raw: dict[str, Any]) -> None:
-    """Claims the output folder with run.json, unless its checkpoints are another run's and would be continued."""
-    training = arguments.training
-    if not (training.do_train and training.should_save) or arguments.run.dry_run:
-        return
-    data = {name: split.fingerprint for name, split in raw.items()}
-    if training.resume_from_checkpoint == "auto":
-        check_same_run(training.output_dir, arguments.flat(), data)
-    write_run(training.output_dir, arguments.flat(), data)
-
-
-def resume_point(arguments: Arguments) -> str | None:
-    """The checkpoint to go on from: the one that was named, or the last whole one of the output folder."""
-    named = arguments.training.resume_from_checkpoint
-    if named in (None, "none") or not arguments.training.do_train:
-        return None
-    if named != "auto":
-        return named
-    found = last_whole_checkpoint(arguments.training.output_dir)
-    if found is None:
-        return None
-    logger.info("Going on from %s (--resume_from_checkpoint none begins again).", found)
-    steps = TrainerState.load_from_json(found / TRAINER_STATE_NAME).global_step
-    if 0 < arguments.training.max_steps <= steps:
-        # the Trainer would take one step more; without an epoch to run it loads the checkpoint and ends
-        arguments.training.max_steps, arguments.training.num_train_epochs = -1, 0
-    return str(found)
-
-
 def build_trainer(arguments: Arguments, parts: Parts) -> Trainer:
-    """The stock Trainer, with a second learning rate if one is asked for and checkpoints that carry a marker."""
-    training = arguments.training
-    rate = training.graph_learning_rate
-    grouped = (GroupedOptimizer, {"arguments": training, "graph_learning_rate": rate}) if rate is not None else None
+    """The stock Trainer, with several learning rates if they are asked for and checkpoints that carry a marker."""
+    training, grouped = arguments.training, None
+    rates = {"graph_learning_rate": training.graph_learning_rate, "ratio": arguments.lora.loraplus_lr_ratio}
+    if any(rate is not None for rate in rates.values()):
+        grouped = GroupedOptimizer, {"arguments": training, **rates}
     limit, training.save_total_limit = training.save_total_limit, None
-    return Trainer(
+    trusted = FiniteSteps(), SeededLengthGroups(), WholeCheckpoints(parts.write_companions, limit)
+    trainer = Trainer(
         model=parts.model,
         args=training,
         data_collator=parts.collator,
@@ -107,9 +85,11 @@ def build_trainer(arguments: Arguments, parts: Parts) -> Trainer:
         processing_class=parts.processor,
         compute_metrics=parts.compute_metrics,
         preprocess_logits_for_metrics=parts.prepare_metrics,
-        callbacks=[*parts.callbacks, WholeCheckpoints(parts.write_companions, limit)],
+        callbacks=[*parts.callbacks, *trusted],
         optimizer_cls_and_kwargs=grouped,
     )
+    trainer.add_callback(RunningEngine(trainer))
+    return trainer
 
 
 def publish(training: TrainingArguments) -> None:

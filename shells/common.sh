@@ -102,10 +102,55 @@ on_one_core() {
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 }
 
-# train RECIPE "$@": finetune.py on all GPUs by torchrun, or in one process on the CPU. A recipe in "$@" replaces RECIPE;
-# -m, -d (several for several graphs) and --deepspeed are short names; all other flags are those of finetune.py.
+# whole NAME VALUE LOWEST: VALUE is a whole number of at least LOWEST, or the run ends with a sentence.
+whole() {
+    [[ "$2" =~ ^[0-9]+$ ]] && (($2 >= $3)) && return
+    say "$1=$2 is not a whole number of at least $3. Set $1 to one, the same way on every node."
+    exit 2
+}
+
+# check_nodes: NNODES and NODE_RANK fit each other, and there is an address where there are several nodes.
+check_nodes() {
+    whole NNODES "${NNODES:-1}" 1
+    whole NODE_RANK "${NODE_RANK:-0}" 0
+    if ((${NODE_RANK:-0} >= ${NNODES:-1})); then
+        say "NODE_RANK=${NODE_RANK:-0} is out of range: with NNODES=${NNODES:-1} the nodes are 0 to $((${NNODES:-1} - 1))."
+        exit 2
+    fi
+    if ((${NNODES:-1} > 1)) && [[ -z "${MASTER_ADDR:-}" ]]; then
+        say "NNODES=${NNODES} needs MASTER_ADDR: the address of node 0, the same on every node."
+        exit 2
+    fi
+}
+
+# torchrun_words PROCESSES RESTARTS: the words in front of finetune.py that start so many processes on this node.
+torchrun_words() {
+    printf '%s\n' -m torch.distributed.run --nproc_per_node "$1" --nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}" \
+        --master_addr "${MASTER_ADDR:-localhost}" --master_port "${MASTER_PORT:-6001}" --max_restarts "$2"
+}
+
+# accelerate_words FILE PROCESSES RESTARTS: the same through accelerate, which reads how weights are sharded from FILE.
+accelerate_words() {
+    local nodes="${NNODES:-1}"
+    printf '%s\n' -m accelerate.commands.launch --config_file "$1" --num_processes "$(($2 * nodes))" \
+        --num_machines "$nodes" --machine_rank "${NODE_RANK:-0}" --main_process_ip "${MASTER_ADDR:-localhost}" \
+        --main_process_port "${MASTER_PORT:-6001}" --max_restarts "$3"
+}
+
+# wait_for_node_0: returns once node 0 listens; a node that cannot reach it ends after a minute with a sentence.
+wait_for_node_0() {
+    if ((${NODE_RANK:-0} > 0)) && [[ -z "${DRY_RUN:-}" ]]; then
+        "$PYTHON" -m training.reach "$MASTER_ADDR" "${MASTER_PORT:-6001}"
+    fi
+}
+
+# train RECIPE "$@": finetune.py on all GPUs by torchrun, or on the CPU, where several nodes have one process each. A recipe
+# in "$@" replaces RECIPE; -m, -d (several for several graphs) and --deepspeed are short names, --max_restarts starts a run
+# that has died again, from its last whole checkpoint; all other flags are those of finetune.py.
+# Of the calling shell: `stage` names the file below ds_configs/ that GPUs get without --deepspeed; `sharded` is a file of
+# accelerate that is used instead of DeepSpeed.
 train() {
-    local recipe="$1" deepspeed="${DS_CONFIG_PATH:-}" model="${MODEL:-}" data=() flags=() launch=() gpus
+    local recipe="$1" deepspeed="${DS_CONFIG_PATH:-}" model="${MODEL:-}" restarts=0 data=() flags=() launch=() gpus
     [[ -z "${DATA:-}" ]] || data=("$DATA")
     shift
     if [[ "${1:-}" == *.yaml || "${1:-}" == *.yml ]]; then
@@ -119,6 +164,8 @@ train() {
             -d | --data) given+=("${2:?$1 needs a path}"); shift 2 ;;
             --deepspeed) deepspeed="${2:?--deepspeed needs a file}"; shift 2 ;;
             --deepspeed=*) deepspeed="${1#*=}"; shift ;;
+            --max_restarts) restarts="${2:?--max_restarts needs a number}"; shift 2 ;;
+            --max_restarts=*) restarts="${1#*=}"; shift ;;
             -h | --help) sed -n '2,/^set -/p' "$script" | grep '^#' | sed 's/^# \{0,1\}//'; exit ;;
             *) flags+=("$1"); shift ;;
         esac
@@ -127,23 +174,36 @@ train() {
     ((${#data[@]} == 0)) || flags=(--data_path "${data[@]}" ${flags[@]+"${flags[@]}"})
     [[ -z "$model" ]] || flags=(--model_name_or_path "$model" ${flags[@]+"${flags[@]}"})
 
+    check_nodes
+    whole --max_restarts "$restarts" 0
     gpus="${GPUS_PER_NODE:-$(count_gpus)}"
+    whole GPUS_PER_NODE "$gpus" 0
     if ((gpus > 0)); then
         if [[ -z "${DRY_RUN:-}" ]] && ((gpus > $(count_gpus))); then
             say "GPUS_PER_NODE=$gpus, but this machine shows $(count_gpus) GPUs. Set GPUS_PER_NODE to that, 0 for the CPU."
             exit 2
         fi
-        launch=(-m torch.distributed.run --nproc_per_node "$gpus" --nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}"
-            --master_addr "${MASTER_ADDR:-localhost}" --master_port "${MASTER_PORT:-6001}")
-        flags+=(--use_cpu False --deepspeed "${deepspeed:-ds_configs/zero2.json}")
-    elif [[ -n "$deepspeed" ]]; then
-        say "No GPU here, and --deepspeed $deepspeed was asked for: DeepSpeed trains on a CPU, slowly, in one process."
-        export DS_ACCELERATOR=cpu
-        launch=(-m torch.distributed.run --nproc_per_node 1 --master_port "${MASTER_PORT:-6001}")
-        flags+=(--deepspeed "$deepspeed")
+        flags+=(--use_cpu False)
+        [[ -n "${sharded:-}" ]] || flags+=(--deepspeed "${deepspeed:-ds_configs/${stage:-zero2}.json}")
+    elif [[ -n "${sharded:-}" ]]; then
+        say "No GPU here: FSDP would fall back to whole copies on a CPU. Use shells/finetune_lora_ds.sh, or a machine with GPUs."
+        exit 2
     else
-        say "No GPU here: one process on the CPU, without DeepSpeed."
+        flags+=(--use_cpu True)
+        if [[ -n "$deepspeed" ]]; then
+            say "No GPU here, and --deepspeed $deepspeed was asked for: DeepSpeed trains on a CPU, slowly."
+            export DS_ACCELERATOR=cpu
+            flags+=(--deepspeed "$deepspeed")
+        elif ((${NNODES:-1} == 1)); then
+            say "No GPU here: one process on the CPU, without DeepSpeed."
+        fi
+    fi
+    if [[ -n "${sharded:-}" ]]; then
+        mapfile -t launch < <(accelerate_words "$sharded" "$gpus" "$restarts")
+    elif ((gpus > 0 || restarts > 0 || ${NNODES:-1} > 1)) || [[ -n "$deepspeed" ]]; then
+        mapfile -t launch < <(torchrun_words "$((gpus > 0 ? gpus : 1))" "$restarts")
     fi
     prepare
+    wait_for_node_0
     run ${launch[@]+"${launch[@]}"} finetune.py "$recipe" ${flags[@]+"${flags[@]}"}
 }

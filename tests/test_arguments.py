@@ -8,9 +8,10 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from training import checks
+from training import engine_checks
 from training.arguments import DataArguments, RunArguments, parse
-from training.checks import CHECKS, Machine, check_flags
+from training.checks import CHECKS, check_flags, sentence
+from training.machine import Machine
 from training.stages import STAGES
 
 CPU = Machine(gpus=0, launched=False)
@@ -197,13 +198,41 @@ ROWS = {
     ),
     "no GPU": lambda t: ({"use_cpu": False}, CPU),
     "several GPUs without torchrun": lambda t: ({}, Machine(gpus=2, launched=False)),
-    "DeepSpeed optimizer": lambda t: ({"deepspeed": deepspeed(t, optimizer={})}, CPU),
-    "DeepSpeed scheduler": lambda t: ({"deepspeed": deepspeed(t, scheduler={})}, CPU),
+    "no deepspeed": lambda t: ({"deepspeed": "ds_configs/zero2.json"}, CPU),
+    "DeepSpeed without ZeRO": lambda t: ({"deepspeed": deepspeed(t, zero_optimization={"stage": 0})}, CPU),
+    "DeepSpeed batch": lambda t: (
+        {"deepspeed": deepspeed(t, train_batch_size=24, zero_optimization={"stage": 2})},
+        Machine(gpus=0, launched=True, processes=2),
+    ),
+    "batch that does not divide": lambda t: (
+        {"total_batch_size": 40},
+        Machine(gpus=0, launched=True, processes=3),
+    ),
+    "batch said twice": lambda t: ({"total_batch_size": 8, "gradient_accumulation_steps": 2}, CPU),
+    "bf16 on this hardware": lambda t: ({"bf16": True}, Machine(gpus=1, launched=True, bf16=False)),
+    "DeepSpeed optimizer": lambda t: (
+        {"deepspeed": deepspeed(t, optimizer={}, zero_optimization={"stage": 2})},
+        CPU,
+    ),
+    "DeepSpeed scheduler": lambda t: (
+        {"deepspeed": deepspeed(t, scheduler={}, zero_optimization={"stage": 2})},
+        CPU,
+    ),
     "ZeRO-3 save": lambda t: ({"deepspeed": deepspeed(t, zero_optimization={"stage": 3})}, CPU),
     "ZeRO-3 prediction": lambda t: ({"deepspeed": "ds_configs/zero3.json", "do_predict": True}, CPU),
     "FSDP on CPU": lambda t: ({"fsdp": True}, CPU),
     "fp16 and bf16": lambda t: ({"fp16": True, "bf16": True}, Machine(gpus=1, launched=False)),
     "fp16 on CPU": lambda t: ({"fp16": True}, CPU),
+    "quantised without adapters": lambda t: ({"q_lora": True, "use_lora": False}, CPU),
+    "quantised without bitsandbytes": lambda t: ({"q_lora": True}, CPU),
+    "quantised with init_from": lambda t: ({"q_lora": True, "init_from": "x"}, CPU),
+    "engine": lambda t: ({"q_lora": True, "q_bits": 8, "deepspeed": "ds_configs/zero3.json"}, CPU),
+    "start of adapters on a quantised model": lambda t: ({"q_lora": True, "lora_init": "pissa"}, CPU),
+    "start of partitioned adapters": lambda t: ({"lora_init": "olora", "deepspeed": "ds_configs/zero3.json"}, CPU),
+    "start with DoRA": lambda t: ({"lora_init": "pissa", "use_dora": True}, CPU),
+    "loftq without 4 bits": lambda t: ({"lora_init": "loftq"}, CPU),
+    "step of a graph retriever": lambda t: ({**RETRIEVER, "data_path": [str(t)], "inspect_step": 1}, CPU),
+    "step without training": lambda t: ({"do_train": False, "do_eval": True, "inspect_step": 1}, CPU),
     "label smoothing": lambda t: ({"label_smoothing_factor": 0.1}, CPU),
     "best model without evaluation": lambda t: ({"load_best_model_at_end": True}, CPU),
     "unused columns": lambda t: ({"remove_unused_columns": True}, CPU),
@@ -211,10 +240,6 @@ ROWS = {
     "unrelated output": lambda t: ({"output_dir": filled(t / "photos", "cat.txt")}, CPU),
     "output over input": lambda t: ({"init_from": filled(t / "m", "run.json"), "output_dir": str(t / "m")}, CPU),
     "nothing to train": lambda t: ({"freeze_lm": True, "use_graph": False}, CPU),
-    "4 bits without adapters": lambda t: ({"q_lora": True, "use_lora": False}, CPU),
-    "4 bits without bitsandbytes": lambda t: ({"q_lora": True}, CPU),
-    "4 bits under ZeRO-3": lambda t: ({"q_lora": True, "deepspeed": "ds_configs/zero3.json"}, CPU),
-    "4 bits with init_from": lambda t: ({"q_lora": True, "init_from": "x"}, CPU),
     "base of a full model": lambda t: ({"include_base": True, "use_lora": False}, CPU),
     "push without a name": lambda t: ({"push_to_hub": True}, CPU),
     "push of a local base": lambda t: (
@@ -257,16 +282,18 @@ def test_flags_without_a_conflict_pass_every_row(tmp_path):
 @pytest.mark.parametrize("name", ROWS)
 def test_each_row_refuses_its_combination_in_one_sentence_of_its_own(tmp_path, monkeypatch, name):
     changes, machine = ROWS[name](tmp_path)
-    missing = name == "4 bits without bitsandbytes"
-    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda package: None if missing else object())
+    missing = {"quantised without bitsandbytes": "bitsandbytes", "no deepspeed": "deepspeed"}.get(name)
+    find = engine_checks.importlib.util.find_spec
+    monkeypatch.setattr(
+        engine_checks.importlib.util, "find_spec", lambda one, *rest: None if one == missing else find(one, *rest)
+    )
     flags = Namespace(**{**vars(usable(tmp_path)), **changes})
     check = next(check for check in CHECKS if check.name == name)
     assert check.refused(flags, machine)
     with pytest.raises(ValueError) as raised:
         check_flags(flags, machine)
     message = str(raised.value)
-    paths = {"data_path": " ".join(flags.data_path or [])}
-    assert message == check.message.format(**vars(flags) | vars(machine) | paths)
+    assert message == sentence(check, flags, machine)
     assert "{" not in message and message.endswith(".")
 
 

@@ -4,16 +4,20 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from training.arguments import ROOMS, _Parser, yaml_flags
+from training.engines import markdown_table
+from training.reach import reach
 
 ROOT = Path(__file__).resolve().parent.parent
-SHELLS = sorted((ROOT / "shells").glob("*.sh"))
+SHELLS = sorted([*(ROOT / "shells").glob("*.sh"), *(ROOT / "shells").glob("*.sbatch")])
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 DS_CONFIGS = sorted((ROOT / "ds_configs").glob("*.json"))
 MARKDOWN = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if path.is_file()]
@@ -92,11 +96,12 @@ def test_the_finetune_shell_prints_commands_whose_flags_all_parse(words, gpus):
 @pytest.mark.parametrize("gpus", ["0", "8"])
 def test_the_shells_of_the_graph_retriever_print_commands_whose_flags_all_parse(name, gpus):
     words = ["-d", "DATA FOLDER", "-d", "OTHER", "--output_dir", "O"]
-    (line,) = shell(f"shells/{name}.sh", *words, GPUS_PER_NODE=gpus, NNODES="2").splitlines()
+    nodes = {"NNODES": "2", "MASTER_ADDR": "first"}
+    (line,) = shell(f"shells/{name}.sh", *words, GPUS_PER_NODE=gpus, **nodes).splitlines()
     after = finetune_flags(line)
     assert after[0] == f"configs/gfm_{name.partition('_')[0]}.yaml"
     assert after[after.index("--data_path") + 1 :][:2] == ["DATA FOLDER", "OTHER"]
-    assert ("--nnodes 2" in line) == (gpus == "8")
+    assert "--nnodes 2" in line and f"--nproc_per_node {'8' if gpus == '8' else '1'} " in line
     for line in shell(f"shells/{name}.sh").splitlines():
         if "finetune.py" in line:
             finetune_flags(line)
@@ -118,13 +123,75 @@ def test_no_child_of_the_shell_carries_the_key(flag):
     assert "s3cret" not in shell("shells/finetune_lora_ds.sh", "-m", "M", "-d", "D", WANDB_KEY="s3cret")
 
 
-def test_more_gpus_than_there_are_is_one_sentence():
-    kept = {name: value for name, value in environment(GPUS_PER_NODE="64").items() if name != "DRY_RUN"}
-    done = subprocess.run(
-        ["bash", "shells/finetune_lora_ds.sh", "-m", "M"], cwd=ROOT, env=kept, capture_output=True, text=True
-    )
+def refused(*words: str, **more: str) -> str:
+    """What a shell says that ends with status 2; it is not a dry run."""
+    kept = {name: value for name, value in environment(**more).items() if name != "DRY_RUN"}
+    done = subprocess.run(["bash", *words], cwd=ROOT, env=kept, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "GPUS_PER_NODE=64" in done.stderr
+    return done.stderr
+
+
+def test_nodes_that_do_not_fit_each_other_are_one_sentence():
+    def said(**more: str) -> str:
+        return refused("shells/finetune_lora_ds.sh", "-m", "M", "-d", "D", **more).strip()
+
+    assert said(NNODES="2", NODE_RANK="2", MASTER_ADDR="a").endswith("with NNODES=2 the nodes are 0 to 1.")
+    assert said(NNODES="2").startswith("NNODES=2 needs MASTER_ADDR")
+    assert said(NNODES="two").startswith("NNODES=two is not a whole number")
+    assert said(NODE_RANK="-1").startswith("NODE_RANK=-1 is not a whole number")
+    assert "FSDP would fall back" in refused("shells/finetune_qlora_fsdp.sh", "-m", "M", "-d", "D", GPUS_PER_NODE="0")
+
+
+def test_a_first_node_that_does_not_answer_is_named_with_its_address():
+    with socket.socket() as free:  # bound and not listening: refused at once
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+        began = time.monotonic()
+        with pytest.raises(ValueError, match=f"MASTER_ADDR=localhost MASTER_PORT={port} did not answer for 1 seconds"):
+            reach("localhost", port, seconds=1)
+        assert 1 <= time.monotonic() - began < 10
+        free.listen()
+        reach("localhost", port, seconds=1)
+
+
+def test_a_run_that_may_restart_is_started_by_torchrun_and_goes_on_by_itself():
+    line = shell("shells/finetune_lora_ds.sh", "-m", "M", "-d", "D", "--max_restarts", "3", GPUS_PER_NODE="0")
+    assert "--nproc_per_node 1" in line and "--max_restarts 3" in line
+    assert "--max_restarts" not in line.partition("finetune.py")[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "engine"),
+    [
+        ("finetune_full_ds", "configs/finetune_full.yaml", "--deepspeed ds_configs/zero3.json"),
+        ("finetune_qlora_fsdp", "configs/finetune_qlora.yaml", "--config_file configs/accelerate_fsdp.yaml"),
+    ],
+)
+def test_shells_of_large_models_start_their_engine_on_every_gpu(name, recipe, engine):
+    nodes = {"GPUS_PER_NODE": "8", "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first"}
+    line = shell(f"shells/{name}.sh", "-m", "M", "-d", "D", **nodes)
+    assert engine in line and finetune_flags(line)[0] == recipe
+    assert "--num_processes 16" in line or "--nproc_per_node 8" in line
+
+
+def test_the_slurm_script_tells_every_task_its_node(tmp_path):
+    stand_ins = {"scontrol": "printf 'first\nsecond\n'", "srun": 'SLURM_NODEID=1 exec "$@"'}
+    for name, body in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    variables = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": "7"}
+    variables |= {"SLURM_GPUS_ON_NODE": "4", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    line = shell("shells/slurm.sbatch", "-m", "M", "-d", "D", **variables)
+    for part in ("--nnodes 2", "--node_rank 1", "--master_addr first", "--master_port 20007", "--nproc_per_node 4"):
+        assert part in line
+
+
+def test_the_table_of_engines_in_the_readme_is_the_one_that_refuses():
+    assert markdown_table() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_more_gpus_than_there_are_is_one_sentence():
+    assert "GPUS_PER_NODE=64" in refused("shells/finetune_lora_ds.sh", "-m", "M", GPUS_PER_NODE="64")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)

@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
-from training.checks import Machine, check_flags
+from training.checks import check_flags
+from training.machine import Machine
 from training.rooms import (
     DataArguments,
     GFMArguments,

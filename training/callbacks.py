@@ -1,13 +1,23 @@
-"""Checkpoints that can be trusted: loadable by themselves, and marked `complete` when every process has written."""
+"""Steps and checkpoints that can be trusted: finite, loadable by themselves, marked `complete` when all have "
+"written."""
 
+import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import BatchSamplerShard
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from data_processor.schema import write_json
+from training.engines import asked_engine
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +66,21 @@ class WholeCheckpoints(TrainerCallback):
                 if step > state.global_step:
                     (folder / COMPLETE).unlink(missing_ok=True)
 
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ends the run where the disk has no room for another checkpoint, before a part of one is written."""
+        last = last_whole_checkpoint(args.output_dir) if control.should_save and args.should_save else None
+        if last is None:
+            return
+        needed, free = size_of(last) / 2**20, shutil.disk_usage(args.output_dir).free / 2**20
+        if free < needed:
+            raise ValueError(
+                f"The disk of {args.output_dir} has {free:,.0f} MiB left, and a checkpoint takes {needed:,.0f}. Make "
+                "room, or keep fewer (--save_total_limit), and start the same command again: it goes on from "
+                f"{last.name}, which is whole."
+            )
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if args.should_save:
@@ -65,7 +90,98 @@ class WholeCheckpoints(TrainerCallback):
         if not args.should_save:
             return
         if not args.save_only_model:  # weights alone cannot be resumed from
-            (folder / COMPLETE).touch()
+            written_by = {"engine": asked_engine(args, args.world_size), "processes": args.world_size}
+            write_json(folder / COMPLETE, written_by)
         rotate_checkpoints(
             args.output_dir, self.save_total_limit, best_model_checkpoint=state.best_model_checkpoint, use_mtime=False
         )
+
+
+def written_by(checkpoint: Path) -> dict[str, Any]:
+    """{"engine", "processes"} of a whole checkpoint; {} if its marker is one of an earlier version, which said "
+    "neither."""
+    text = (checkpoint / COMPLETE).read_text(encoding="utf-8")
+    return json.loads(text) if text else {}
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+class FiniteSteps(TrainerCallback):
+    """Ends a run at a step whose loss is not a number, before it reaches the weights, and at weights that are none."""
+
+    def __init__(self) -> None:
+        self.step, self.folder, self.handle = 0, "", None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        self.folder = args.output_dir
+        self.handle = model.register_forward_hook(self._check_loss)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.step = state.global_step + 1
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        self._check_weights(model, state.global_step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        self.handle.remove()
+        self._check_weights(model, state.global_step)
+
+    def _check_loss(self, model: nn.Module, arguments: Any, output: Any) -> None:
+        if model.training and output.loss is not None and not torch.isfinite(output.loss):
+            raise ValueError(
+                f"The loss of step {self.step} is {float(output.loss)}. {self._kept()} --inspect_step {self.step} "
+                f"shows the examples of that step; a lower --learning_rate or --max_grad_norm, more --warmup_steps, "
+                f"or --bf16 instead of --fp16 help where they are sound."
+            )
+
+    def _check_weights(self, model: nn.Module, step: int) -> None:
+        broken = [name for name, one in model.named_parameters() if one.requires_grad and not finite(one)]
+        if broken:
+            raise ValueError(
+                f"After step {step} {len(broken)} weights hold numbers that are not finite, first {broken[0]}: a "
+                f"gradient was not. {self._kept()} Set --max_grad_norm, or lower --learning_rate."
+            )
+
+    def _kept(self) -> str:
+        last = last_whole_checkpoint(self.folder)
+        return "No checkpoint was written before." if last is None else f"The last whole checkpoint is {last}."
+
+
+def finite(parameter: nn.Parameter) -> bool:
+    """Whether every number of a parameter is finite, or of the part that ZeRO-3 or FSDP holds here."""
+    held: Tensor = parameter.ds_tensor if "ds_tensor" in vars(parameter) else parameter.detach()
+    held = held.to_local() if isinstance(held, DTensor) else held
+    return bool(torch.isfinite(held).all())
+
+
+class SeededLengthGroups(TrainerCallback):
+    """Draws an epoch's groups of like length from the seed and the epoch alone.
+
+    The Trainer's sampler draws them from the process's random state: a resumed run would draw others, and processes
+    whose states differ would leave examples out.
+    """
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any,
+        **kwargs: Any,
+    ) -> None:
+        batches = train_dataloader.batch_sampler
+        sampler = (batches.batch_sampler if isinstance(batches, BatchSamplerShard) else batches).sampler
+        if isinstance(sampler, LengthGroupedSampler):
+            seed = args.seed if args.data_seed is None else args.data_seed
+            sampler.generator = torch.Generator().manual_seed(seed + int(state.epoch + 1e-6))

@@ -1,50 +1,12 @@
 """What finetune.py refuses and why: a row for each combination of flags that cannot work, checked before the start."""
 
-import importlib.util
-import os
 from argparse import Namespace
-from collections.abc import Callable
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from training.deepspeed_file import deepspeed_config, zero_stage
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where the run starts.
-
-    Attributes:
-        gpus: how many this process sees.
-        launched: torchrun or its like started this process.
-        first: it is the first of all processes; the others must not judge an output folder that it is already filling.
-    """
-
-    gpus: int
-    launched: bool
-    first: bool = True
-
-    @classmethod
-    def here(cls) -> "Machine":
-        gpus = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
-        return cls(gpus, "LOCAL_RANK" in os.environ, os.environ.get("RANK", "0") == "0")
-
-
-Refused = Callable[[Namespace, Machine], Any]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One refusal: `refused` is true where the flags cannot work; `message` is formatted with flags and machine."""
-
-    name: str
-    refused: Refused
-    message: str
-
+from training.engine_checks import ENGINE_CHECKS
+from training.engines import refusal
+from training.machine import Check, Machine
 
 # what a run without training, or one that was refused, leaves in its folder
 HARMLESS = ("rejected*.jsonl", "_preprocessed", "metrics.json", "predictions*")
@@ -110,60 +72,7 @@ CHECKS = (
         "--questions_per_batch {questions_per_batch} and --num_negatives {num_negatives} cannot both be used. The "
         "first must be 1 or more, the second 0 (every node) or more.",
     ),
-    Check(
-        "ZeRO-3 of a graph retriever",
-        lambda f, m: f.stage != "qa" and zero_stage(f) == 3,
-        "{deepspeed} would partition a model of a few million parameters, which --stage {stage} does not support. Use "
-        "ds_configs/zero1.json or zero2.json, or no DeepSpeed.",
-    ),
-    Check(
-        "no GPU",
-        lambda f, m: f.use_cpu is False and m.gpus == 0,
-        "A GPU was asked for (--use_cpu False), but this process sees none. Leave the flag out for the CPU, or "
-        "check the driver and CUDA_VISIBLE_DEVICES.",
-    ),
-    Check(
-        "several GPUs without torchrun",
-        lambda f, m: m.gpus > 1 and not m.launched and not f.use_cpu and not f.dry_run,
-        "{gpus} GPUs are visible to one process, whose batches of graphs would be cut by row. Start with `torchrun "
-        "--nproc_per_node {gpus} finetune.py ...` or shells/finetune_lora_ds.sh, or set CUDA_VISIBLE_DEVICES.",
-    ),
-    Check(
-        "DeepSpeed optimizer",
-        lambda f, m: "optimizer" in deepspeed_config(f),
-        "{deepspeed} has an optimizer block, which would override --optim, --learning_rate and --graph_learning_rate. "
-        "Remove the block.",
-    ),
-    Check(
-        "DeepSpeed scheduler",
-        lambda f, m: "scheduler" in deepspeed_config(f),
-        "{deepspeed} has a scheduler block, which would override --lr_scheduler_type. Remove the block.",
-    ),
-    Check(
-        "ZeRO-3 save",
-        lambda f, m: (
-            zero_stage(f) == 3
-            and not deepspeed_config(f)["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save")
-        ),
-        "{deepspeed} would save empty weights under ZeRO-3. Set stage3_gather_16bit_weights_on_model_save to true.",
-    ),
-    Check(
-        "ZeRO-3 prediction",
-        lambda f, m: zero_stage(f) == 3 and f.do_predict,
-        "--do_predict does not run on weights partitioned by ZeRO-3. Leave it out, and run `python -m evaluation "
-        "generate` on the output.",
-    ),
-    Check(
-        "FSDP on CPU",
-        lambda f, m: f.fsdp and (f.use_cpu or m.gpus == 0),
-        "--fsdp has no effect on a CPU: training would fall back to whole copies. Leave it out, or use a GPU.",
-    ),
-    Check("fp16 and bf16", lambda f, m: f.fp16 and f.bf16, "--fp16 and --bf16 exclude each other. Set one of them."),
-    Check(
-        "fp16 on CPU",
-        lambda f, m: f.fp16 and (f.use_cpu or m.gpus == 0),
-        "--fp16 does not train on a CPU. Use --bf16 True, or leave both out.",
-    ),
+    *ENGINE_CHECKS,
     Check(
         "label smoothing",
         lambda f, m: f.label_smoothing_factor != 0,
@@ -200,26 +109,6 @@ CHECKS = (
         "nothing to train",
         lambda f, m: f.freeze_lm and not f.use_graph,
         "--freeze_lm True with --use_graph False leaves nothing to train. Change one of them.",
-    ),
-    Check(
-        "4 bits without adapters",
-        lambda f, m: f.q_lora and (f.freeze_lm or not f.use_lora),
-        "--q_lora trains adapters on a 4-bit model. Set --use_lora True and --freeze_lm False.",
-    ),
-    Check(
-        "4 bits without bitsandbytes",
-        lambda f, m: f.q_lora and importlib.util.find_spec("bitsandbytes") is None,
-        "--q_lora needs bitsandbytes. Run `pip install bitsandbytes`.",
-    ),
-    Check(
-        "4 bits under ZeRO-3",
-        lambda f, m: f.q_lora and zero_stage(f) == 3,
-        "--q_lora under ZeRO-3 is not supported. Use ds_configs/zero2.json.",
-    ),
-    Check(
-        "4 bits with init_from",
-        lambda f, m: f.q_lora and f.init_from,
-        "--q_lora quantises a base model when it is first loaded. Pass --model_name_or_path instead of --init_from.",
     ),
     Check(
         "base of a full model",
@@ -281,7 +170,14 @@ CHECKS = (
 
 def check_flags(flags: Namespace, machine: Machine) -> None:
     """Raises ValueError with the message of the first row of CHECKS that applies."""
-    paths = {"data_path": " ".join(flags.data_path or [])}
     for check in CHECKS:
         if check.refused(flags, machine):
-            raise ValueError(check.message.format(**vars(flags) | vars(machine) | paths))
+            raise ValueError(sentence(check, flags, machine))
+
+
+def sentence(check: Check, flags: Namespace, machine: Machine) -> str:
+    """The row's message about these flags on this machine."""
+    more = {"data_path": " ".join(flags.data_path or [])}
+    if check.name == "engine":
+        more["reason"] = refusal(flags, machine.processes)
+    return check.message.format(**vars(flags) | vars(machine) | more)

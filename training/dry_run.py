@@ -10,7 +10,7 @@ from data_processor.preprocess import EncodedDataset
 from data_processor.schema import write_json
 from processing_graphllm import IGNORE_INDEX, GraphLLMProcessor
 from training.arguments import Arguments, TrainingArguments
-from training.checks import zero_stage
+from training.deepspeed_file import zero_stage
 from training.memory import Step, estimate, format_memory, format_parameters, parameter_table
 
 SAMPLE = 256  # examples that the lengths are taken from

@@ -2,28 +2,23 @@
 
 import logging
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from modeling_graphllm import GraphConfig, GraphLLMConfig, GraphLLMForConditionalGeneration
 from processing_graphllm import GraphLLMProcessor
-from training.arguments import Arguments, LoraArguments
-from training.checks import zero_stage
+from training.adapters import quantization, with_adapters
+from training.arguments import Arguments
 from training.data import base_of, explained
+from training.deepspeed_file import zero_stage
 from training.optimizer import is_graph_parameter
 
 logger = logging.getLogger(__name__)
 
-GRAPH_MODULES = ["graph_encoder", "graph_projector"]
-# full names of modules, as PEFT matches them
-INSIDE = r"language_model\.(?:.*\.)?"
 
 
 def build_model(
@@ -51,7 +46,7 @@ def build_model(
     if adapted:
         return _continue_adapter(arguments, model, start)
     if arguments.adaptation == "lora":
-        return get_peft_model(model, lora_config(arguments.lora, model))
+        return with_adapters(model, arguments)
     if arguments.adaptation == "frozen":
         freeze_language_model(model)
     return model
@@ -141,75 +136,8 @@ def language_model_kwargs(arguments: Arguments) -> dict[str, Any]:
         kwargs["cache_dir"] = model.cache_dir
     if arguments.lora.q_lora:
         device = "cpu" if training.use_cpu else int(os.environ.get("LOCAL_RANK", "0"))
-        kwargs |= {"quantization_config": four_bits(training.bf16), "device_map": {"": device}}
+        kwargs |= {"quantization_config": quantization(arguments), "device_map": {"": device}}
     return kwargs
-
-
-def four_bits(bf16: bool) -> BitsAndBytesConfig:
-    """NF4 with double quantisation (QLoRA, arXiv 2305.14314); the language model is quantised as it is loaded."""
-    compute = torch.bfloat16 if bf16 else torch.float32
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
-    )
-
-
-def lora_config(flags: LoraArguments, model: PreTrainedModel) -> LoraConfig:
-    """Adapters inside the language model only; encoder and projector are trained whole and saved in the same file."""
-    pattern = target_pattern(flags.lora_target_modules, model)
-    warn_of_full_rank(flags.lora_r, pattern, model)
-    return LoraConfig(
-        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
-        r=flags.lora_r,
-        lora_alpha=flags.lora_alpha,
-        lora_dropout=flags.lora_dropout,
-        target_modules=pattern,
-        modules_to_save=GRAPH_MODULES,
-    )
-
-
-def target_pattern(names: list[str] | None, model: PreTrainedModel) -> str:
-    """A regular expression over full module names, anchored on the language model.
-
-    Args:
-        names: module names, one regular expression, or None for every linear layer but the output head.
-
-    Raises:
-        ValueError: nothing in the language model matches.
-    """
-    head = model.get_output_embeddings()
-    linear = {
-        name: name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if name.startswith("language_model.") and isinstance(module, (nn.Linear, Conv1D)) and module is not head
-    }
-    if names is None or names == ["all-linear"]:
-        words = sorted({re.escape(last) for last in linear.values()})
-    elif len(names) == 1 and re.escape(names[0]) != names[0]:
-        words = [names[0]]
-    else:
-        words = [re.escape(name) for name in names]
-    pattern = f"{INSIDE}(?:{'|'.join(words)})"
-    if not any(re.fullmatch(pattern, name) for name in linear):
-        raise ValueError(
-            f"--lora_target_modules {' '.join(names or [])} matches no linear layer of the language model. It has: "
-            f"{', '.join(sorted(set(linear.values())))}."
-        )
-    return pattern
-
-
-def warn_of_full_rank(rank: int, pattern: str, model: PreTrainedModel) -> None:
-    """One line that names the matrices whose smaller side the rank reaches: they have no more ranks to train."""
-    sides = {
-        name: min((module.in_features, module.out_features) if isinstance(module, nn.Linear) else module.weight.shape)
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and re.fullmatch(pattern, name)
-    }
-    full = sorted({f"{name.rpartition('.')[2]} ({side})" for name, side in sides.items() if side <= rank})
-    if full:
-        logger.warning("--lora_r %d reaches the smaller side of: %s. A lower rank is enough.", rank, ", ".join(full))
 
 
 def freeze_language_model(model: PreTrainedModel) -> None:

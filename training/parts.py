@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, TrainerCallback
 
@@ -36,6 +37,7 @@ class Parts:
         processor: None for a stage without text.
         compute_metrics, prepare_metrics: of the Trainer's evaluations, None for the loss alone.
         callbacks: of this stage.
+        first_factors: what adapters that took weights out of the base model started as, by their names in its file.
     """
 
     model: PreTrainedModel | Any
@@ -47,6 +49,7 @@ class Parts:
     compute_metrics: Callable[..., dict[str, float]] | None = None
     prepare_metrics: Callable[..., Any] | None = None
     callbacks: list[TrainerCallback] = field(default_factory=list)
+    first_factors: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from modeling_graphllm import GraphConfig
 from processing_graphllm import GraphLLMProcessor
 from serving.publish import base_folder, composite, save_output, write_companions
 from training import data, model
+from training.adapters import first_factors, save_as_plain_lora, takes_from_base
 from training.arguments import Arguments
 from training.dry_run import dry_run as report
 from training.model import check_trainable, graph_config_of
@@ -41,6 +42,7 @@ def build(arguments: Arguments, opened: Opened) -> Parts:
         collator=GraphCollator(processor),
         write_companions=partial(write_companions, built, processor),
         processor=processor,
+        first_factors=first_factors(built) if takes_from_base(built) else {},
     )
 
 
@@ -74,6 +76,8 @@ def save(arguments: Arguments, parts: Parts, trainer: Trainer) -> None:
         save_weights=partial(trainer.save_model, _internal_call=True),
         write=trainer.is_world_process_zero(),
     )
+    if parts.first_factors and trainer.is_world_process_zero():
+        save_as_plain_lora(Path(arguments.training.output_dir), parts.first_factors)
 
 
 def predict(arguments: Arguments, parts: Parts, trainer: Trainer) -> dict[str, float]:

@@ -18,32 +18,41 @@ FREE = {
     "test_split", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "use_wandb", "report_to",
     "run_name", "project", "disable_tqdm", "cache_dir", "preprocess_cache", "lazy_preprocess", "local_rank", "debug",
     "skip_memory_metrics", "bf16_full_eval", "fp16_full_eval", "prediction_loss_only", "batch_eval_metrics",
-    "include_for_metrics", "enable_jit_checkpoint",
+    "include_for_metrics", "enable_jit_checkpoint", "inspect_step", "total_batch_size",
 }  # fmt: skip
 # these change the order or the number of the rows, and therefore the steps
 NOT_FREE = {"dataloader_drop_last"}
 
 
-def write_run(folder: str | Path, arguments: dict[str, Any], data: dict[str, str]) -> None:
+def write_run(folder: str | Path, arguments: dict[str, Any], data: dict[str, str], processes: int) -> None:
     """run.json: every argument, each split's fingerprint, the versions that matter, the commit of this project."""
-    record = {"arguments": arguments, "data": data, "versions": versions(), "commit": commit()}
+    record = {
+        "arguments": arguments, "data": data, "processes": processes, "versions": versions(), "commit": commit()
+    }  # fmt: skip
     write_json(Path(folder) / "run.json", record)
 
 
-def check_same_run(folder: str | Path, arguments: dict[str, Any], data: dict[str, str]) -> None:
+def check_same_run(
+    folder: str | Path, arguments: dict[str, Any], data: dict[str, str], processes: int = 1
+) -> None:
     """Raises ValueError if a whole checkpoint in the folder was made with other arguments or other rows.
 
     Args:
         folder: the output folder, with or without an earlier run.
         arguments: every argument of this run.
         data: split -> fingerprint.
+        processes: of this run. It may differ where accumulation makes up for it, so that a step has as many examples.
     """
     path = Path(folder) / "run.json"
     if not path.is_file() or not any(Path(folder).glob("checkpoint-*/complete")):
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    now = json.loads(json.dumps({"arguments": arguments, "data": data}))
+    now = json.loads(json.dumps({"arguments": arguments, "data": data, "processes": processes}))
     changed = [name for name in differing(before["arguments"], now["arguments"]) if not is_free(name)]
+    if examples_a_step(before) == examples_a_step(now):
+        changed = [name for name in changed if name != "gradient_accumulation_steps"]
+    elif before.get("processes", processes) != processes:
+        changed.append("processes (--total_batch_size keeps the examples of a step the same on any number of them)")
     if "train" in differing(before.get("data", {}), now["data"]):
         changed.append("the data that is trained on")
     if changed:
@@ -51,6 +60,14 @@ def check_same_run(folder: str | Path, arguments: dict[str, Any], data: dict[str
             f"--output_dir {folder} holds checkpoints of a run with other arguments: {', '.join(changed)} (see its "
             "run.json). Choose another folder, or begin again there with --resume_from_checkpoint none."
         )
+
+
+def examples_a_step(record: dict[str, Any]) -> int | None:
+    """Examples of an optimizer step over all processes, None for a record that does not say how many there were."""
+    arguments, processes = record["arguments"], record.get("processes")
+    if processes is None:
+        return None
+    return arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] * processes
 
 
 def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -71,7 +71,10 @@ class GraphArguments:
 @dataclass
 class LoraArguments:
     use_lora: bool = HfArg(default=True, help="Train adapters of the language model; False trains it in full.")
-    q_lora: bool = HfArg(default=False, help="Hold the frozen base model in 4 bits (NF4, double quantisation).")
+    q_lora: bool = HfArg(
+        default=False, help="Hold the frozen base model in --q_bits; --optim is then adamw_8bit if it is not given."
+    )
+    q_bits: Literal[4, 8] = HfArg(default=4, help="4 (NF4, double quantisation) or 8 (LLM.int8).")
     lora_r: int = HfArg(default=64, help="Rank.")
     lora_alpha: int = HfArg(default=16, help="Scale: the update is multiplied by alpha / r.")
     lora_dropout: float = HfArg(default=0.05, help="Dropout before the adapters.")
@@ -79,6 +82,16 @@ class LoraArguments:
         default=None,
         help="Names such as q_proj v_proj, or one regular expression, inside the language model. By default every "
         "linear layer of it but the output head.",
+    )
+    use_dora: bool = HfArg(default=False, help="DoRA: the update's length is trained beside its direction.")
+    use_rslora: bool = HfArg(default=False, help="rsLoRA: the update is multiplied by alpha / sqrt(r) instead.")
+    lora_init: Literal["default", "gaussian", "orthogonal", "olora", "pissa", "loftq"] = HfArg(
+        default="default",
+        help="What the adapters start as. pissa and olora take over a part of the base model's weights and are saved "
+        "as plain LoRA of twice the rank; loftq makes up for what 4 bits lose.",
+    )
+    loraplus_lr_ratio: float | None = HfArg(
+        default=None, help="LoRA+: the learning rate of the adapters' second matrix as a multiple of --learning_rate."
     )
 
 
@@ -169,6 +182,12 @@ class TrainingArguments(transformers.TrainingArguments):
     graph_learning_rate: float | None = HfArg(
         default=None, help="Learning rate of the graph encoder and projector. Default: --learning_rate."
     )
+    total_batch_size: int | None = HfArg(
+        default=None,
+        help="Examples of an optimizer step over all processes; sets --gradient_accumulation_steps, so that the same "
+        "flags give the same steps on any number of GPUs.",
+    )
+    inspect_step: int | None = HfArg(default=None, help="Show the examples of this optimizer step, and stop.")
     resume_from_checkpoint: str | None = HfArg(
         default="auto", help="auto (the last whole checkpoint of --output_dir), none, or a folder."
     )
@@ -187,4 +206,7 @@ class TrainingArguments(transformers.TrainingArguments):
             self.use_cpu = not torch.accelerator.is_available()
         if self.use_cpu:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        if self.total_batch_size is not None:
+            processes = int(os.environ.get("WORLD_SIZE", "1"))
+            self.gradient_accumulation_steps = self.total_batch_size // (self.per_device_train_batch_size * processes)
         super().__post_init__()
