@@ -9,10 +9,11 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
 
-from data_processor.schema import write_json
+from data_processor.schema import atomic_write, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -108,8 +109,23 @@ def write_companions(model: PreTrainedModel | PeftModel, processor: ProcessorMix
     inner.config.save_pretrained(folder)
     inner.generation_config.save_pretrained(folder)
     processor.save_pretrained(folder)
+    name_magnitudes(Path(folder) / "adapter_model.safetensors")
     # the Trainer's pickled copy of its arguments: run.json says the same as text
     (Path(folder) / "training_args.bin").unlink(missing_ok=True)
+
+
+def name_magnitudes(adapter: Path) -> None:
+    """Gives DoRA's lengths in an adapter file the names under which transformers and PEFT both find them.
+
+    PEFT writes `lora_magnitude_vector` and reads that with or without `.weight` behind it, transformers only with.
+    """
+    state = load_file(adapter) if adapter.is_file() else {}
+    bare = [name for name in state if name.endswith("lora_magnitude_vector")]
+    if bare:
+        for name in bare:
+            state[f"{name}.weight"] = state.pop(name)
+        with atomic_write(adapter) as temporary:
+            save_file(state, temporary, metadata={"format": "pt"})
 
 
 def write_card(model: PreTrainedModel, folder: Path) -> None:

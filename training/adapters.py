@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from data_processor.schema import write_json
+from data_processor.schema import atomic_write, write_json
 from training.arguments import Arguments, LoraArguments
 from training.deepspeed_file import zero_stage
 from training.engines import FSDP, TAKES_FROM_BASE, asked_engine
@@ -197,6 +197,5 @@ def save_as_plain_lora(folder: Path, first: dict[str, Tensor]) -> None:
     write_json(folder / ADAPTER_CONFIG, config | {
         "r": 2 * config["r"], "lora_alpha": growth * config["lora_alpha"], "init_lora_weights": True,
     })  # fmt: skip
-    partial = folder / f"{ADAPTER}.tmp"
-    save_file(state, partial, metadata={"format": "pt"})
-    partial.replace(folder / ADAPTER)
+    with atomic_write(folder / ADAPTER) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})

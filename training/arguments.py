@@ -76,6 +76,9 @@ BATCH_ITEMS = {
 }  # fmt: skip
 STAGE_DEFAULTS = {"qa": {}, "gfm_pretrain": BATCH_ITEMS, "gfm_finetune": BATCH_ITEMS}
 
+# states in 8 bits beside quantised weights; paged_adamw_8bit moves them to the CPU where a GPU is full
+QUANTISED_DEFAULTS = {"optim": "adamw_8bit"}
+
 
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -100,7 +103,7 @@ def parse(argv: list[str]) -> Arguments:
     flags, unknown = parser.parse_known_args(argv)
     for word in unknown:
         raise ValueError(_unknown(word, known))
-    parser.set_defaults(**STAGE_DEFAULTS[flags.stage])
+    parser.set_defaults(**STAGE_DEFAULTS[flags.stage], **(QUANTISED_DEFAULTS if flags.q_lora else {}))
     flags = parser.parse_args(argv)
     check_flags(flags, Machine.here())
     return build(flags)
