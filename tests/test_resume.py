@@ -2,11 +2,13 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +18,14 @@ from tiny_world import flags, write_dataset
 from transformers import TrainerCallback
 
 import finetune
-from training.callbacks import COMPLETE, last_whole_checkpoint
+from data_processor.collator import GraphCollator
+from training.arguments import parse
+from training.callbacks import COMPLETE, checkpoints, last_whole_checkpoint
+from training.dry_run import rendered
+from training.engines import RunningEngine, running_engine
+from training.machine import Machine
+from training.record import check_same_run, write_run
+from training.resume import fit
 
 ROOT = Path(__file__).resolve().parent.parent
 # dropout, shuffling and a falling rate: all of them must go on where they were
@@ -133,6 +142,152 @@ def test_data_that_changed_does_not_continue_a_checkpoint(language_model_folder,
     with pytest.raises(ValueError, match="the data that is trained on"):
         finetune.main(argv)
     assert (tmp_path / "out" / "run.json").read_bytes() == record
+
+
+def test_groups_of_like_length_are_the_same_ones_after_a_stop(language_model_folder, data, tmp_path):
+    def argv(name: str) -> list[str]:
+        grouped = ["--train_sampling_strategy", "group_by_length", "--max_steps", "12"]
+        return flags(language_model_folder, data, tmp_path / name, *SAVING, *grouped)
+
+    _, _, whole, _ = run(argv("whole"))
+    with pytest.raises(KeyboardInterrupt):
+        run(argv("stopped"), StopAfter(9))  # in the second of two epochs
+    _, _, resumed, _ = run(argv("stopped"))
+    assert losses(resumed) == losses(whole)
+    assert_same(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_checkpoint(language_model_folder, data, tmp_path):
+    too_fast = [*SAVING, "--save_steps", "1", "--learning_rate", "1e30", "--max_grad_norm", "0"]
+    with pytest.raises(ValueError, match=r"The loss of step (\d+) is (nan|inf)") as raised:
+        run(flags(language_model_folder, data, tmp_path / "out", *too_fast))
+    step = int(raised.value.args[0].split()[4])
+    last = last_whole_checkpoint(tmp_path / "out")
+    assert last.name == f"checkpoint-{step - 1}" and str(last) in str(raised.value)
+    assert all(torch.isfinite(one).all() for one in weights(last).values())
+
+
+class BreakAt(TrainerCallback):
+    """Makes a weight infinite at the end of a step, as a gradient would that is not finite."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_optimizer_step(self, args, state, control, model, **kwargs) -> None:
+        if state.global_step + 1 == self.step:
+            next(one for one in model.parameters() if one.requires_grad).data.view(-1)[0] = torch.inf
+
+
+def test_weights_that_are_no_numbers_are_never_a_whole_checkpoint(language_model_folder, data, tmp_path):
+    argv = flags(language_model_folder, data, tmp_path / "out", *SAVING)
+    with pytest.raises(ValueError, match="After step 4 1 weights hold numbers that are not finite"):
+        run(argv, BreakAt(4))
+    assert last_whole_checkpoint(tmp_path / "out").name == "checkpoint-2"
+
+
+def test_a_full_disk_ends_the_run_before_part_of_a_checkpoint_is_written(
+    language_model_folder, data, tmp_path, monkeypatch
+):
+    argv = flags(language_model_folder, data, tmp_path / "out", *SAVING)
+    full = SimpleNamespace(free=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr("training.callbacks.shutil.disk_usage", lambda folder: full)
+        with pytest.raises(ValueError, match="has 0 MiB left.*goes on from checkpoint-2"):
+            run(argv)
+    assert list(checkpoints(tmp_path / "out")) == [2]
+    assert run(argv)[2].state.global_step == 4
+
+
+def test_a_checkpoint_that_could_not_be_written_whole_is_not_gone_on_from(language_model_folder, data, tmp_path):
+    argv = flags(language_model_folder, data, tmp_path / "out", *SAVING)
+
+    class NoSpace(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs) -> None:
+            if state.global_step == 4:  # from here on no file may grow past so many bytes
+                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            run(argv, NoSpace())
+        except BaseException:
+            os._exit(3)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    assert last_whole_checkpoint(tmp_path / "out").name == "checkpoint-2"
+    assert (tmp_path / "out" / "checkpoint-4").is_dir()
+    assert run(argv)[2].state.global_step == 4
+
+
+@pytest.mark.parametrize("sampling", ["random", "group_by_length"])
+def test_inspect_step_shows_what_the_step_reads(language_model_folder, data, tmp_path, monkeypatch, capsys, sampling):
+    seen = []
+    collate = GraphCollator.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(GraphCollator, "__call__", lambda self, rows: seen.append(rows) or collate(self, rows))
+        more = ["--max_steps", "14", "--gradient_accumulation_steps", "2", "--train_sampling_strategy", sampling]
+        argv = flags(language_model_folder, data, tmp_path / "out", "--per_device_train_batch_size", "2", *more)
+        _, _, trainer, _ = run(argv)
+    for step in (2, 9, 12):  # 6 steps an epoch
+        capsys.readouterr()
+        assert finetune.main([*argv, "--inspect_step", str(step)]) == {}
+        shown = capsys.readouterr().out
+        rows = [row for batch in seen[2 * (step - 1) : 2 * step] for row in batch]
+        texts = [rendered(row, trainer.processing_class) for row in rows]
+        assert f"step {step}: 4 examples" in shown
+        assert all(text in shown for text in texts) and shown.count("of the file, id 'train-") == 4
+    with pytest.raises(ValueError, match="has the steps 1 to 14"):
+        finetune.main([*argv, "--inspect_step", "15"])
+
+
+def marked(folder: Path, engine: str, processes: int) -> Path:
+    folder.mkdir()
+    (folder / COMPLETE).write_text(json.dumps({"engine": engine, "processes": processes}))
+    return folder
+
+
+def test_only_engines_whose_states_fit_another_number_of_processes_go_on(data, tmp_path):
+    def training(*more: str):
+        return parse(["--model_name_or_path", "m", "--data_path", str(data), *more]).training
+
+    fit(marked(tmp_path / "a", "DDP", 2), training())
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / COMPLETE).touch()  # of a version that wrote no more
+    fit(tmp_path / "b", training())
+    for name, engine, flags_now in (
+        ("c", "ZeRO-3", ["--deepspeed", "ds_configs/zero3.json"]),
+        ("d", "ZeRO-2", []),
+        ("e", "DDP", ["--deepspeed", "ds_configs/zero2.json"]),
+    ):
+        with pytest.raises(ValueError, match=f"was written by {engine} on 2 processes"):
+            fit(marked(tmp_path / name, engine, 2), training(*flags_now))
+
+
+def test_the_same_examples_a_step_on_any_number_of_processes(data, tmp_path):
+    words = ["--model_name_or_path", "m", "--data_path", str(data), "--total_batch_size", "16"]
+    words += ["--per_device_train_batch_size", "4"]
+    assert parse(words).training.gradient_accumulation_steps == 4
+    one = {"arguments": parse(words).flat(), "processes": 1}
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / COMPLETE).touch()
+    write_run(tmp_path, one["arguments"], {}, 1)
+    two_processes = Machine(gpus=0, launched=True, processes=2)
+    assert two_processes.accumulation(parse(words).training) == 2
+    two = one["arguments"] | {"gradient_accumulation_steps": 2}
+    check_same_run(tmp_path, two, {}, 2)
+    with pytest.raises(ValueError, match="processes .--total_batch_size"):
+        check_same_run(tmp_path, one["arguments"], {}, 2)
+
+
+def test_an_engine_that_did_not_come_up_ends_the_run(monkeypatch):
+    trainer = SimpleNamespace(model_wrapped=torch.nn.Linear(1, 1))
+    args = SimpleNamespace(fsdp=None, deepspeed=None, world_size=1, device=torch.device("cpu"))
+    assert running_engine(trainer) == "one process"
+    RunningEngine(trainer).on_train_begin(args, None, None)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="FSDP2 was asked for, but one process came up"):
+        RunningEngine(trainer).on_train_begin(args, None, None)
 
 
 @pytest.mark.kill

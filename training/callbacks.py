@@ -140,7 +140,7 @@ class FiniteSteps(TrainerCallback):
     def _check_loss(self, model: nn.Module, arguments: Any, output: Any) -> None:
         if model.training and output.loss is not None and not torch.isfinite(output.loss):
             raise ValueError(
-                f"The loss of step {self.step} is {float(output.loss)}. {self._kept()} --inspect_step {self.step} "
+                f"The loss of step {self.step} is {output.loss.item()}. {self._kept()} --inspect_step {self.step} "
                 f"shows the examples of that step; a lower --learning_rate or --max_grad_norm, more --warmup_steps, "
                 f"or --bf16 instead of --fp16 help where they are sound."
             )

@@ -5,20 +5,13 @@ from argparse import Namespace
 
 from training.deepspeed_file import deepspeed_config, zero_stage
 from training.engines import SHARDED, TAKES_FROM_BASE, asked_engine, refusal
-from training.machine import Check, Machine
+from training.machine import Check
 
 
 def fixed_batch(flags: Namespace) -> int | None:
     """The train_batch_size that the DeepSpeed file fixes, if it does."""
     size = deepspeed_config(flags).get("train_batch_size", "auto")
     return None if size == "auto" else int(size)
-
-
-def accumulation(flags: Namespace, machine: Machine) -> int:
-    """Batches of one process in one optimizer step."""
-    if not flags.total_batch_size:
-        return flags.gradient_accumulation_steps
-    return flags.total_batch_size // (flags.per_device_train_batch_size * machine.processes)
 
 
 ENGINE_CHECKS = (
@@ -54,7 +47,7 @@ ENGINE_CHECKS = (
     ),
     Check(
         "DeepSpeed batch",
-        lambda f, m: fixed_batch(f) not in (None, f.per_device_train_batch_size * accumulation(f, m) * m.processes),
+        lambda f, m: fixed_batch(f) not in (None, f.per_device_train_batch_size * m.accumulation(f) * m.processes),
         "{deepspeed} fixes a train_batch_size that is not --per_device_train_batch_size "
         "{per_device_train_batch_size} x --gradient_accumulation_steps x {processes} processes. Set it to \"auto\".",
     ),

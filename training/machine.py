@@ -34,6 +34,12 @@ class Machine:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         return cls(gpus, "LOCAL_RANK" in os.environ, os.environ.get("RANK", "0") == "0", processes, bf16)
 
+    def accumulation(self, flags: Namespace) -> int:
+        """Batches of one process in one optimizer step: as many as make up --total_batch_size, or as the flags say."""
+        if flags.total_batch_size is None:
+            return flags.gradient_accumulation_steps
+        return flags.total_batch_size // (flags.per_device_train_batch_size * self.processes)
+
 
 Refused = Callable[[Namespace, Machine], Any]
 

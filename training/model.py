@@ -135,8 +135,9 @@ def language_model_kwargs(arguments: Arguments) -> dict[str, Any]:
     if model.cache_dir:
         kwargs["cache_dir"] = model.cache_dir
     if arguments.lora.q_lora:
-        device = "cpu" if training.use_cpu else int(os.environ.get("LOCAL_RANK", "0"))
-        kwargs |= {"quantization_config": quantization(arguments), "device_map": {"": device}}
+        kwargs["quantization_config"] = quantization(arguments)
+        if zero_stage(training) != 3:  # which places its parts itself
+            kwargs["device_map"] = {"": "cpu" if training.use_cpu else int(os.environ.get("LOCAL_RANK", "0"))}
     return kwargs
 
 

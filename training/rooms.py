@@ -9,6 +9,8 @@ import torch
 import transformers
 from transformers.hf_argparser import HfArg
 
+from training.machine import Machine
+
 
 @dataclass
 class RunArguments:
@@ -206,7 +208,5 @@ class TrainingArguments(transformers.TrainingArguments):
             self.use_cpu = not torch.accelerator.is_available()
         if self.use_cpu:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        if self.total_batch_size is not None:
-            processes = int(os.environ.get("WORLD_SIZE", "1"))
-            self.gradient_accumulation_steps = self.total_batch_size // (self.per_device_train_batch_size * processes)
+        self.gradient_accumulation_steps = Machine.here().accumulation(self)
         super().__post_init__()
