@@ -5,6 +5,7 @@
 
 import gc
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,13 @@ def observe(trainer: Any) -> dict[str, Any]:
         "engine": type(engine).__name__,
         "stage": engine.zero_optimization_stage() if type(engine).__name__ == "DeepSpeedEngine" else None,
         "optimizer": type(optimizer).__name__,
+        "optimizer_module": type(optimizer).__module__,
+        "offloads": type(engine).__name__ == "DeepSpeedEngine" and engine.zero_use_cpu_optimizer(),
+        "quantised": sum(type(one).__name__ in ("Params4bit", "Int8Params") for one in parameters),
         "groups": sorted({group["lr"] for group in optimizer.param_groups}),
         "parameters": len(parameters),
         "partitioned": sum("ds_tensor" in vars(one) for one in parameters),
-        "world_size": torch.distributed.get_world_size(),
+        "world_size": trainer.args.world_size,
         "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
         "eval_loss": [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row],
     }
@@ -58,10 +62,11 @@ def main(report: Path, cases: dict[str, list[str]]) -> None:
     for name, argv in cases.items():
         seen[name] = train(argv)
         gc.collect()
-    if torch.distributed.get_rank() == 0:
+    if os.environ["RANK"] == "0":
         report.write_text(json.dumps(seen))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

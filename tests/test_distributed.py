@@ -17,6 +17,8 @@ from modeling_graphllm import GraphLLMForConditionalGeneration
 pytestmark = pytest.mark.distributed
 ROOT = Path(__file__).resolve().parent.parent
 ADAPTATIONS = {"lora": [], "frozen": ["--freeze_lm", "True"], "full": ["--use_lora", "False"]}
+QUANTISED = {"4": ["--q_lora", "True"], "8": ["--q_lora", "True", "--q_bits", "8"]}
+FIVE_STEPS = ["--max_steps", "5"]
 TWO_RATES = ["--graph_learning_rate", "1e-3"]
 # the Trainer averages an evaluation's loss over the batches of all processes together, whose tokens differ
 ONE_ROW = ["--do_eval", "True", "--per_device_eval_batch_size", "1"]
@@ -34,7 +36,7 @@ def launch(language_model_folder, data, tmp_path_factory):
 
     def start(cases: dict[str, list[str]]) -> tuple[dict, Path]:
         place = tmp_path_factory.mktemp("launch")
-        per_process = ["--per_device_train_batch_size", "2", *ONE_ROW]
+        per_process = ["--per_device_train_batch_size", "2", *FIVE_STEPS, *ONE_ROW]
         argv = {
             name: flags(language_model_folder, data, place / name, *per_process, *more) for name, more in cases.items()
         }
@@ -45,16 +47,16 @@ def launch(language_model_folder, data, tmp_path_factory):
     return start
 
 
-def torchrun(*words: Path) -> None:
+def torchrun(*words: Path, worker: str = "distributed_worker", processes: int = 2, **environment: str) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    command += ["--master_port", str(port), f"tests/{worker}.py", *map(str, words)]
     settings = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*command, "tests/distributed_worker.py", *map(str, words)],
-        cwd=ROOT, env=settings, capture_output=True, text=True, timeout=550,
-    )  # fmt: skip
+        command, cwd=ROOT, env={**settings, **environment}, capture_output=True, text=True, timeout=580
+    )
     assert done.returncode == 0, error_lines(done.stderr)
 
 
@@ -64,12 +66,16 @@ def alone(language_model_folder, data, tmp_path_factory):
 
     def start(*more: str) -> tuple[list[float], float]:
         output = tmp_path_factory.mktemp("alone")
-        argv = flags(language_model_folder, data, output, *TWO_ROWS, *more)
+        argv = flags(language_model_folder, data, output, *FIVE_STEPS, *TWO_ROWS, *more)
         with pytest.MonkeyPatch.context() as patch:
             _, metrics, trainer, _ = trained(patch, argv)
         return losses(trainer), metrics["eval_loss"]
 
     return start
+
+
+def deepspeed(engine: str) -> list[str]:
+    return [] if engine == "ddp" else ["--deepspeed", f"ds_configs/{engine}.json"]
 
 
 def error_lines(text: str) -> str:
@@ -79,7 +85,8 @@ def error_lines(text: str) -> str:
 
 def check(report: dict, expected: tuple[list[float], float]) -> None:
     assert report["world_size"] == 2
-    assert report["losses"] == pytest.approx(expected[0], abs=2e-5)
+    assert len(report["losses"]) == 5
+    assert report["losses"] == pytest.approx(expected[0], abs=1e-5)
     # Adam turns the rounding of a sum into a step of either sign where a gradient is all but zero
     assert report["eval_loss"][-1] == pytest.approx(expected[1], abs=2e-3)
 
@@ -128,6 +135,80 @@ def test_every_zero_stage_and_adaptation_equals_one_process(
         assert report["optimizer"] == "AdamW"
         check_folder(place / name, report, language_model_folder, data, tmp_path_factory)
     assert reports["zero1-lora"]["groups"] == [1e-3, 1e-2]
+
+
+def test_quantised_models_train_the_same_under_every_engine_that_takes_them(launch, alone):
+    pytest.importorskip("bitsandbytes")
+    cases = {f"{engine}-{bits}": how for bits, how in QUANTISED.items() for engine in ("ddp", "zero2")}
+    cases["zero3-4"] = QUANTISED["4"]
+    configs = {name: deepspeed(name.partition("-")[0]) for name in cases}
+    reports, _ = launch({name: [*more, *configs[name]] for name, more in cases.items()})
+    expected = {bits: alone(*how) for bits, how in QUANTISED.items()}
+    for name, report in reports.items():
+        engine, _, bits = name.partition("-")
+        check(report, expected[bits])
+        assert report["engine"] == ("DistributedDataParallel" if engine == "ddp" else "DeepSpeedEngine")
+        assert report["partitioned"] == (report["parameters"] if engine == "zero3" else 0)
+        assert "bitsandbytes" in report["optimizer_module"] and report["quantised"] > 0
+    assert expected["4"] != expected["8"]
+
+
+def test_dora_trains_the_same_under_every_engine(launch, alone):
+    cases = {name: ["--use_dora", "True", *deepspeed(name)] for name in ("ddp", "zero2", "zero3")}
+    reports, _ = launch(cases)
+    for report in reports.values():
+        check(report, alone("--use_dora", "True"))
+
+
+@pytest.mark.slow  # DeepSpeed compiles its optimizer for the CPU the first time, which takes minutes
+def test_states_and_parameters_on_the_cpu_train_the_same(launch, alone, language_model_folder, data, tmp_path_factory):
+    cases = {
+        "zero2-lora": ["--deepspeed", "ds_configs/zero2_offload.json"],
+        "zero2-full": ["--deepspeed", "ds_configs/zero2_offload.json", "--use_lora", "False"],
+        "zero3-lora": ["--deepspeed", "ds_configs/zero3_offload.json"],
+        "zero3-full": ["--deepspeed", "ds_configs/zero3_offload.json", "--use_lora", "False"],
+    }
+    reports, place = launch(cases)
+    for name, report in reports.items():
+        check(report, alone(*ADAPTATIONS[name.partition("-")[2]]))
+        assert report["optimizer"] == "DeepSpeedCPUAdam" and report["offloads"]
+        assert report["partitioned"] == (report["parameters"] if "zero3" in name else 0)
+        check_folder(place / name, report, language_model_folder, data, tmp_path_factory)
+
+
+def test_an_engine_that_a_cpu_does_not_have_ends_the_run(launch, tmp_path, language_model_folder, data):
+    argv = {"fsdp": flags(language_model_folder, data, tmp_path / "out")}
+    (tmp_path / "cases.json").write_text(json.dumps(argv))
+    with pytest.raises(AssertionError, match="FSDP2 was asked for, but DDP came up .2 processes on cpu"):
+        torchrun(tmp_path / "report.json", tmp_path / "cases.json", ACCELERATE_USE_FSDP="true")
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+def test_a_run_goes_on_with_another_number_of_processes(launch, tmp_path, language_model_folder, data, engine):
+    more = [*FIVE_STEPS, "--per_device_train_batch_size", "2", "--total_batch_size", "4", "--logging_steps", "1"]
+    more += ["--save_strategy", "steps", "--save_steps", "2", *deepspeed(engine)]
+    argv = flags(language_model_folder, data, tmp_path / "o", *more)
+    (tmp_path / "cases.json").write_text(json.dumps({"run": argv}))
+    places = tmp_path / "report.json", tmp_path / "cases.json"
+    torchrun(*places)
+    whole = json.loads(places[0].read_text())["run"]
+    for folder in (tmp_path / "o").glob("checkpoint-[45]"):
+        (folder / "complete").unlink()
+    torchrun(*places, processes=1)
+    again = json.loads(places[0].read_text())["run"]
+    assert (again["world_size"], again["stage"]) == (1, 2 if engine == "zero2" else None)
+    assert again["losses"][:2] == whole["losses"][:2] and len(again["losses"]) == 5
+    assert again["losses"] == pytest.approx(whole["losses"], abs=1e-5)
+
+
+def test_fully_sharded_layers_train_the_same_and_gather_to_the_same_weights(tmp_path, language_model_folder, data):
+    """The Trainer runs DDP on a CPU where FSDP is asked for, so the model is sharded by torch itself here."""
+    torchrun(tmp_path / "report.json", language_model_folder, data, worker="fsdp_worker")
+    for name, report in json.loads((tmp_path / "report.json").read_text()).items():
+        assert report["sharded"]["parameters"] == report["sharded"]["dtensors"] > 0, name
+        assert report["sharded"]["local"] < 0.6 * report["sharded"]["whole"], name
+        assert report["sharded"]["losses"] == pytest.approx(report["alone"]["losses"], abs=1e-5), name
+        assert report["largest_difference"] < 1e-4, name
 
 
 def test_a_resumed_zero3_run_equals_the_uninterrupted_one(launch):

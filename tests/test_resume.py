@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -288,6 +289,64 @@ def test_an_engine_that_did_not_come_up_ends_the_run(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="FSDP2 was asked for, but one process came up"):
         RunningEngine(trainer).on_train_begin(args, None, None)
+
+
+def in_a_child(argv: list[str]) -> int:
+    """Starts finetune.main(argv) in a copy of this process, which has imported all that it needs; returns its id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        finetune.main(argv)
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
+
+
+def ended(child: int) -> bool:
+    return os.waitpid(child, os.WNOHANG)[0] == child
+
+
+def kill_at(child: int, output: Path, seconds: float | None) -> str:
+    """Kills a child after so many seconds, or (None) once a checkpoint is being written; says what was there then."""
+    begun = time.monotonic()
+    while not ended(child):
+        half = [folder for folder in checkpoints(output).values() if not (folder / COMPLETE).exists()]
+        if half if seconds is None else time.monotonic() - begun > seconds:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return half[0].name if half else "between checkpoints"
+        time.sleep(0.001)
+    return "ended before"
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("part", ["smoke", "all"])
+def test_a_run_killed_at_any_moment_ends_with_the_weights_of_an_uninterrupted_one(
+    language_model_folder, data, tmp_path, part
+):
+    """Sixty steps, killed at twenty moments: fifteen drawn from the whole length of the run, five while it saves."""
+
+    def argv(name: str) -> list[str]:
+        more = ["--save_steps", "3", "--max_steps", "60", "--save_total_limit", "2"]
+        return flags(language_model_folder, data, tmp_path / name, *SAVING, *more)
+
+    run(argv("warm"))  # what is imported late is imported before the copies are made
+    begun = time.monotonic()
+    assert os.waitpid(in_a_child(argv("whole")), 0)[1] == 0
+    length = time.monotonic() - begun
+    moments = [*np.random.default_rng(0).uniform(0, 0.9 * length, 15), *[None] * 5]
+    there = []
+    for number, seconds in enumerate(moments if part == "all" else [moments[0], None]):
+        name = f"killed{number}"
+        there.append(kill_at(in_a_child(argv(name)), tmp_path / name, seconds))
+        assert os.waitpid(in_a_child(argv(name)), 0)[1] == 0
+        assert_same(tmp_path / "whole", tmp_path / name)
+        state = tmp_path / name / "checkpoint-60" / "trainer_state.json"
+        history = json.loads(state.read_text(encoding="utf-8"))["log_history"]
+        assert [row["step"] for row in history if "loss" in row] == list(range(1, 61))
+    assert sum(one.startswith("checkpoint") for one in there) >= (5 if part == "all" else 1), there
+    assert there.count("ended before") <= 2, there
 
 
 @pytest.mark.kill
