@@ -1,4 +1,4 @@
-"""Two nodes of one process each on this machine, started by the shell as a user starts them; one dies and they recover."""
+"""Two nodes of one process each on this machine, started by the shell as a user does; one dies and they recover."""
 
 import json
 import os
