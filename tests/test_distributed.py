@@ -209,7 +209,7 @@ def test_fully_sharded_layers_train_the_same_and_gather_to_the_same_weights(tmp_
         assert report["sharded"]["local"] < 0.6 * report["sharded"]["whole"], name
         assert report["sharded"]["losses"] == pytest.approx(report["alone"]["losses"], abs=1e-5), name
         assert report["largest_difference"] < 1e-4, name
-        assert report["sharded"]["units"] == 5, name  # two layers, embedding with head and norm (each counts), the rest
+        assert report["sharded"]["units"] == 5, name  # two layers, embedding with the tied head, last norm, the rest
         assert (report["sharded"]["quantised"] > 0) == (name == "4-bit")
 
 
