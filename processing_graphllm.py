@@ -269,8 +269,32 @@ class GraphLLMProcessor(ProcessorMixin):
         }
         if all("labels" in example for example in examples):
             batch["labels"] = self._pad_labels([example["labels"] for example in examples])
-        graphs = [graph for example in examples for graph in example["graphs"]]
-        return BatchFeature({**batch, **_union(graphs)} if graphs else batch)
+        return _with_graphs(batch, examples)
+
+    def pack(self, examples: list[dict[str, Any]]) -> BatchFeature:
+        """Encoded examples one after another in one row, S tokens in all, without padding and without a mask.
+
+        Positions begin again with each example; from that transformers knows where it ends, and attention stays
+        inside. The first token of an example is never a target: nothing of its own stands before it.
+
+        Args:
+            examples: what `encode` returned.
+
+        Returns:
+            `input_ids`, `position_ids` (1, S); `labels` (1, S) if every example has them; graphs as from `pad`.
+
+        Raises:
+            ValueError: the language model is an encoder-decoder.
+        """
+        if self.is_encoder_decoder:
+            raise ValueError("Examples of an encoder-decoder cannot share a row: each has a decoder of its own. Pad.")
+        batch = {
+            "input_ids": torch.tensor([[token for example in examples for token in example["input_ids"]]]),
+            "position_ids": torch.cat([torch.arange(len(example["input_ids"])) for example in examples])[None],
+        }
+        if all("labels" in example for example in examples):
+            batch["labels"] = torch.tensor([[i for one in examples for i in [IGNORE_INDEX, *one["labels"][1:]]]])
+        return _with_graphs(batch, examples)
 
     def _pad_labels(self, labels: list[list[int]]) -> torch.Tensor:
         width = max(map(len, labels))
@@ -359,6 +383,11 @@ class GraphLLMProcessor(ProcessorMixin):
 def _items(message: Message) -> list[dict[str, Any]]:
     content = message["content"]
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _with_graphs(batch: dict[str, torch.Tensor], examples: list[dict[str, Any]]) -> BatchFeature:
+    graphs = [graph for example in examples for graph in example["graphs"]]
+    return BatchFeature({**batch, **_union(graphs)} if graphs else batch)
 
 
 def _union(graphs: list[Graph]) -> dict[str, torch.Tensor]:
