@@ -98,7 +98,7 @@ def build_trainer(arguments: Arguments, parts: Parts) -> Trainer:
     rate = training.graph_learning_rate
     grouped = (GroupedOptimizer, {"arguments": training, "graph_learning_rate": rate}) if rate is not None else None
     limit, training.save_total_limit = training.save_total_limit, None
-    return Trainer(
+    trainer = Trainer(
         model=parts.model,
         args=training,
         data_collator=parts.collator,
@@ -107,9 +107,12 @@ def build_trainer(arguments: Arguments, parts: Parts) -> Trainer:
         processing_class=parts.processor,
         compute_metrics=parts.compute_metrics,
         preprocess_logits_for_metrics=parts.prepare_metrics,
-        callbacks=[*parts.callbacks, WholeCheckpoints(parts.write_companions, limit)],
+        callbacks=[WholeCheckpoints(parts.write_companions, limit)],
         optimizer_cls_and_kwargs=grouped,
     )
+    # in front of the reporters, which then see what these add to a row of the log
+    trainer.callback_handler.callbacks[:0] = parts.callbacks
+    return trainer
 
 
 def publish(training: TrainingArguments) -> None:
