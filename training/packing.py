@@ -19,8 +19,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 PACKED_SDPA = "sdpa_packed"
 PROBE_LENGTH = 5
 # Share of the spread of the logits: 0 where samples are kept apart, 3e-7 where experts sum in another order. The
-# weakest leak of the architectures that were tried was 1e-3 (the short convolutions of LFM2).
-TOLERANCE = 1e-4
+# weakest leak of the architectures that were tried, with random weights, was 6e-5 (the short convolutions of LFM2).
+TOLERANCE = 1e-5
 
 
 def check_packable(language_model: PreTrainedModel) -> None:
