@@ -13,9 +13,9 @@ sets: lengths of 72 to 240 tokens (mean about 156), and a long tail.
 
 Cost model, in multiplications: a token costs 2 x 3.16 M in the layers (forward, and backward through frozen weights),
 a pair of tokens 6 x 4 x 256 in attention, a column of logits 2 x 8.2 M. So padding that is left out is time that is
-left out (packed, grouped); a block-diagonal mask pays for (B n)^2 pairs instead of B n^2; checkpointing runs the layers
-a third time; eager and compiled do the same multiplications. Times are CPU seconds of one thread: others on the machine
-disturb them little.
+left out (packed, grouped); a block-diagonal mask pays for (B n)^2 pairs instead of B n^2; checkpointing runs the
+layers a third time; eager and compiled do the same multiplications. Times are CPU seconds of one thread: others on the
+machine disturb them little.
 
     python benchmarks/fast.py --json results/fast.json
 """

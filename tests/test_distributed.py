@@ -17,6 +17,7 @@ from modeling_graphllm import GraphLLMForConditionalGeneration
 pytestmark = pytest.mark.distributed
 ROOT = Path(__file__).resolve().parent.parent
 ADAPTATIONS = {"lora": [], "frozen": ["--freeze_lm", "True"], "full": ["--use_lora", "False"]}
+ZERO3 = "ds_configs/zero3.json"
 TWO_RATES = ["--graph_learning_rate", "1e-3"]
 # the Trainer averages an evaluation's loss over the batches of all processes together, whose tokens differ
 ONE_ROW = ["--do_eval", "True", "--per_device_eval_batch_size", "1"]
@@ -130,8 +131,17 @@ def test_every_zero_stage_and_adaptation_equals_one_process(
     assert reports["zero1-lora"]["groups"] == [1e-3, 1e-2]
 
 
+def test_packed_rows_on_two_processes_equal_padded_ones_on_one(launch, alone):
+    reports, _ = launch({"ddp": ["--packing", "True"], "zero3": ["--packing", "True", "--deepspeed", ZERO3]})
+    expected = alone()
+    assert (reports["ddp"]["engine"], reports["zero3"]["stage"]) == ("DistributedDataParallel", 3)
+    assert reports["zero3"]["partitioned"] == reports["zero3"]["parameters"]
+    for report in reports.values():
+        check(report, expected)
+
+
 def test_a_resumed_zero3_run_equals_the_uninterrupted_one(launch):
-    zero3 = ["--deepspeed", "ds_configs/zero3.json"]
+    zero3 = ["--deepspeed", ZERO3]
     saving = [*zero3, "--save_strategy", "steps", "--save_steps", "2"]
     reports, place = launch({"whole": saving})
     (place / "whole" / "checkpoint-4" / "complete").unlink()

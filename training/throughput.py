@@ -100,7 +100,8 @@ def cost_of(language_model: PreTrainedModel) -> Cost | None:
     of which a token meets only some.
     """
     config = language_model.config
-    three = any(parameter.dim() > 2 for parameter in language_model.parameters())
+    # ZeRO-3 leaves no shape in a parameter but notes it beside
+    three = any(len(vars(one).get("ds_shape", one.shape)) > 2 for one in language_model.parameters())
     if config.is_encoder_decoder or language_model._is_stateful or three:
         return None
     head = {id(module) for module in language_model.get_output_embeddings().modules()}
