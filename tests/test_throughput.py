@@ -42,6 +42,11 @@ def test_padded_and_packed_batches_are_counted_alike_and_without_padding(batches
     assert Counts(*count(padded).tolist()) == Counts(*count(packed).tolist()) == by_hand
 
 
+def test_counting_does_not_wait_for_the_device(batches):
+    for batch in batches[1:]:
+        assert count({name: tensor.to("meta") for name, tensor in batch.items()}).is_meta  # no value can be read
+
+
 def test_a_row_without_mask_and_positions_is_one_sample():
     batch = {"input_ids": torch.ones(1, 5, dtype=torch.long), "labels": torch.full((1, 5), 1)}
     assert count(batch).tolist() == [5, 1, 0, 5, 25]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as HFTrainingArguments
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -21,6 +22,7 @@ PROBE_LENGTH = 5
 # Share of the spread of the logits: 0 where samples are kept apart, 3e-7 where experts sum in another order. The
 # weakest leak of the architectures that were tried, with random weights, was 6e-5 (the short convolutions of LFM2).
 TOLERANCE = 1e-5
+_BLOCKS = WeakTensorKeyDictionary()
 
 
 def check_packable(language_model: PreTrainedModel) -> None:
@@ -74,10 +76,15 @@ def packed_sdpa(
 
 
 def blocks(attention_mask: Tensor) -> list[tuple[int, int]]:
-    """Where the blocks of a block-diagonal causal mask begin and end: a first token does not see the one before it."""
-    sees_the_one_before = attention_mask[0, 0].diagonal(-1)  # (S - 1,)
-    starts = [0, *((~sees_the_one_before).nonzero().flatten() + 1).tolist()]
-    return list(zip(starts, [*starts[1:], attention_mask.shape[-1]], strict=True))
+    """Where the blocks of a block-diagonal causal mask begin and end: a first token does not see the one before it.
+
+    All layers of a step have one mask, so the device is waited for once a step.
+    """
+    if attention_mask not in _BLOCKS:
+        sees_the_one_before = attention_mask[0, 0].diagonal(-1)  # (S - 1,)
+        starts = [0, *((~sees_the_one_before).nonzero().flatten() + 1).tolist()]
+        _BLOCKS[attention_mask] = list(zip(starts, [*starts[1:], attention_mask.shape[-1]], strict=True))
+    return _BLOCKS[attention_mask]
 
 
 class PackingProbe(TrainerCallback):

@@ -11,7 +11,10 @@ Row = tuple[str, Callable[[Namespace, Any], Any], str]
 SPEED_ROWS: tuple[Row, ...] = (
     (
         "speed of a graph retriever",
-        lambda f, m: f.stage != "qa" and (f.packing or f.use_liger_kernel or f.torch_compile),
+        lambda f, m: (
+            f.stage != "qa"
+            and (f.packing or f.use_liger_kernel or f.torch_compile or f.torch_compile_backend or f.torch_compile_mode)
+        ),
         "--packing, --use_liger_kernel and --torch_compile act on a language model, which --stage {stage} has none "
         "of. Leave them out.",
     ),
