@@ -85,9 +85,11 @@ def build_trainer(arguments: Arguments, parts: Parts) -> Trainer:
         processing_class=parts.processor,
         compute_metrics=parts.compute_metrics,
         preprocess_logits_for_metrics=parts.prepare_metrics,
-        callbacks=[*parts.callbacks, *trusted],
+        callbacks=[*trusted],
         optimizer_cls_and_kwargs=grouped,
     )
+    # in front of the reporters, which then see what these add to a row of the log
+    trainer.callback_handler.callbacks[:0] = parts.callbacks
     trainer.add_callback(RunningEngine(trainer))
     return trainer
 

@@ -671,8 +671,9 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
 
         Args:
             input_ids: (B, T) int64 with `config.graph_token_id` once per graph token.
-            attention_mask: (B, T), 0 on padding; left padding is what the processor makes.
-            position_ids, past_key_values, use_cache, logits_to_keep: as in transformers.
+            attention_mask: (B, T), 0 on padding; left padding is what the processor's `pad` makes.
+            position_ids: (B, T); without a mask, (1, S) of a packed row, beginning again with each sample.
+            past_key_values, use_cache, logits_to_keep: as in transformers.
             inputs_embeds: (B, T, H) instead of `input_ids`, with the graph tokens already in place.
             graph_node_features, graph_edge_index, graph_edge_features, graph_batch: see `get_graph_features`.
             graph_embeds: (B, K, H) from `encode_graphs`; the encoder is not run.
@@ -701,7 +702,10 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
             "attention_mask": attention_mask,
             "past_key_values": past_key_values,
             "inputs_embeds": inputs_embeds,
-            "use_cache": self.config.use_cache and not self.training if use_cache is None else use_cache,
+            # a loss needs no cache, and with one transformers takes a packed row for a single sequence
+            "use_cache": self.config.use_cache and not self.training and labels is None
+            if use_cache is None
+            else use_cache,
             "return_dict": True,
         }
         if self.config.is_encoder_decoder:

@@ -150,8 +150,8 @@ class GraphLLMProcessor(ProcessorMixin):
             if not (prompt.startswith(done) and answer.startswith(prompt)):
                 raise ValueError(
                     "The chat template rewrites earlier turns when a later one is added, so the answer's tokens "
-                    "cannot be told "
-                    "from the prompt's. Train on single-turn conversations, or pass another --chat_template."
+                    "cannot be told from the prompt's. Train on single-turn conversations, or pass another "
+                    "--chat_template."
                 )
             prompt_ids, answer_ids = self._ids(prompt[len(done) :]), self._ids(answer[len(prompt) :])
             input_ids += prompt_ids + answer_ids
@@ -194,8 +194,7 @@ class GraphLLMProcessor(ProcessorMixin):
         if self.graph_token in text:
             raise ValueError(
                 f"A text contains the placeholder {self.graph_token!r}, which stands for a graph. Remove it from the "
-                f"text, or give "
-                "the graph as a content item of type 'graph'."
+                "text, or give the graph as a content item of type 'graph'."
             )
         return text
 
@@ -269,8 +268,26 @@ class GraphLLMProcessor(ProcessorMixin):
         }
         if all("labels" in example for example in examples):
             batch["labels"] = self._pad_labels([example["labels"] for example in examples])
-        graphs = [graph for example in examples for graph in example["graphs"]]
-        return BatchFeature({**batch, **_union(graphs)} if graphs else batch)
+        return _with_graphs(batch, examples)
+
+    def pack(self, examples: list[dict[str, Any]]) -> BatchFeature:
+        """Encoded examples one after another in one row of S tokens, without padding or mask; decoder-only models.
+
+        Positions begin again with each example: from that transformers knows where attention ends. The first token of
+        an example is never a target, as nothing of its own stands before it.
+
+        Returns:
+            `input_ids`, `position_ids` (1, S); `labels` (1, S) if every example has them; graphs as from `pad`.
+        """
+        if self.is_encoder_decoder:
+            raise ValueError("Examples of an encoder-decoder cannot share a row: each has a decoder of its own. Pad.")
+        batch = {
+            "input_ids": torch.tensor([[token for example in examples for token in example["input_ids"]]]),
+            "position_ids": torch.cat([torch.arange(len(example["input_ids"])) for example in examples])[None],
+        }
+        if all("labels" in example for example in examples):
+            batch["labels"] = torch.tensor([[i for one in examples for i in [IGNORE_INDEX, *one["labels"][1:]]]])
+        return _with_graphs(batch, examples)
 
     def _pad_labels(self, labels: list[list[int]]) -> torch.Tensor:
         width = max(map(len, labels))
@@ -361,6 +378,11 @@ def _items(message: Message) -> list[dict[str, Any]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
+def _with_graphs(batch: dict[str, torch.Tensor], examples: list[dict[str, Any]]) -> BatchFeature:
+    graphs = [graph for example in examples for graph in example["graphs"]]
+    return BatchFeature({**batch, **_union(graphs)} if graphs else batch)
+
+
 def _union(graphs: list[Graph]) -> dict[str, torch.Tensor]:
     """One disconnected graph of several; an empty graph travels as one node without features (all zero)."""
     features, edges, sizes, offset = [], [], [], 0
@@ -370,8 +392,7 @@ def _union(graphs: list[Graph]) -> dict[str, torch.Tensor]:
         if edge_index.numel() and int(edge_index.max()) >= len(nodes):
             raise ValueError(
                 f"An edge names node {int(edge_index.max())}, but the graph has {len(nodes)} nodes: edge_index takes "
-                f"local ids, "
-                f"0 to {len(nodes) - 1}."
+                f"local ids, 0 to {len(nodes) - 1}."
             )
         features.append(nodes if len(nodes) else nodes.new_zeros(1, nodes.shape[-1]))
         edges.append(edge_index + offset)

@@ -252,6 +252,15 @@ ROWS = {
     "json without dry run": lambda t: ({"json": "x.json"}, CPU),
     "checkpoint folder": lambda t: ({"resume_from_checkpoint": str(t)}, CPU),
     "nothing to do": lambda t: ({"do_train": False}, CPU),
+    "speed of a graph retriever": lambda t: ({**RETRIEVER, "data_path": [str(t)], "packing": True}, CPU),
+    "flash attention without a GPU": lambda t: ({"attn_implementation": "flash_attention_2"}, CPU),
+    "flash attention in float32": lambda t: ({"attn_implementation": "flash_attention_2"}, Machine(1, True)),
+    "Liger without a GPU": lambda t: ({"use_liger_kernel": True}, CPU),
+    "Liger not installed": lambda t: ({"use_liger_kernel": True}, Machine(1, True)),
+    "lengths of lazy rows": lambda t: (
+        {"lazy_preprocess": True, "train_sampling_strategy": "group_by_length"},
+        CPU,
+    ),
 }
 
 
@@ -282,7 +291,8 @@ def test_flags_without_a_conflict_pass_every_row(tmp_path):
 @pytest.mark.parametrize("name", ROWS)
 def test_each_row_refuses_its_combination_in_one_sentence_of_its_own(tmp_path, monkeypatch, name):
     changes, machine = ROWS[name](tmp_path)
-    missing = {"quantised without bitsandbytes": "bitsandbytes", "no deepspeed": "deepspeed"}.get(name)
+    missing = {"quantised without bitsandbytes": "bitsandbytes", "no deepspeed": "deepspeed"}
+    missing = (missing | {"Liger not installed": "liger_kernel"}).get(name)
     find = engine_checks.importlib.util.find_spec
     monkeypatch.setattr(
         engine_checks.importlib.util, "find_spec", lambda one, *rest: None if one == missing else find(one, *rest)

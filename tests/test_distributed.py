@@ -213,8 +213,17 @@ def test_fully_sharded_layers_train_the_same_and_gather_to_the_same_weights(tmp_
         assert (report["sharded"]["quantised"] > 0) == (name == "4-bit")
 
 
+def test_packed_rows_on_two_processes_equal_padded_ones_on_one(launch, alone):
+    reports, _ = launch({"ddp": ["--packing", "True"], "zero3": ["--packing", "True", *deepspeed("zero3")]})
+    expected = alone()
+    assert (reports["ddp"]["engine"], reports["zero3"]["stage"]) == ("DistributedDataParallel", 3)
+    assert reports["zero3"]["partitioned"] == reports["zero3"]["parameters"]
+    for report in reports.values():
+        check(report, expected)
+
+
 def test_a_resumed_zero3_run_equals_the_uninterrupted_one(launch):
-    zero3 = ["--deepspeed", "ds_configs/zero3.json"]
+    zero3 = [*deepspeed("zero3")]
     saving = [*zero3, "--save_strategy", "steps", "--save_steps", "2"]
     reports, place = launch({"whole": saving})
     (place / "whole" / "checkpoint-4" / "complete").unlink()

@@ -106,6 +106,32 @@ def test_padding_is_on_the_left_and_graphs_become_one_union(processor, ask, toy_
     assert batch["graph_edge_features"].shape == (8, 5)
 
 
+def test_a_packed_row_has_no_padding_and_begins_again_with_each_example(processor, ask, toy_graph):
+    small = {"node_features": torch.ones(2, FEATURES), "edge_index": [[0], [1]], "edge_features": torch.ones(1, 5)}
+    examples = [
+        processor.encode(ask("a", [small, toy_graph], answer="b")),
+        processor.encode(ask("all of it is to be learnt", [])),
+        processor.encode(ask("abc", [], answer="bcd")),
+    ]
+    examples[1]["labels"] = examples[1]["input_ids"]
+    packed, padded = processor.pack(examples), processor.pad(examples)
+    lengths = [len(example["input_ids"]) for example in examples]
+    assert set(packed) == set(padded) - {"attention_mask"} | {"position_ids"}
+    assert packed["input_ids"][0].tolist() == [token for example in examples for token in example["input_ids"]]
+    assert packed["position_ids"][0].tolist() == [i for length in lengths for i in range(length)]
+    for name in ("graph_node_features", "graph_edge_index", "graph_edge_features", "graph_batch"):
+        assert torch.equal(packed[name], padded[name])
+    for example, labels in zip(examples, packed["labels"][0].split(lengths), strict=True):
+        assert labels.tolist() == [IGNORED, *example["labels"][1:]]  # the last token of one never predicts the next
+    assert "labels" not in processor.pack([processor.encode(ask("a"))])
+
+
+def test_examples_of_an_encoder_decoder_are_not_packed(tiny_tokenizer, ask):
+    processor = GraphLLMProcessor.from_tokenizer(tiny_tokenizer, num_graph_tokens=2, is_encoder_decoder=True)
+    with pytest.raises(ValueError, match="decoder of its own"):
+        processor.pack([processor.encode(ask("a", answer="b"))])
+
+
 def test_one_token_per_kept_node(tiny_tokenizer, ask, toy_graph):
     processor = GraphLLMProcessor.from_tokenizer(tiny_tokenizer, graph_readout="nodes", max_graph_nodes=4)
     empty = {"node_features": torch.zeros(0, FEATURES), "edge_index": torch.zeros(2, 0)}

@@ -7,6 +7,7 @@ from pathlib import Path
 from training.engine_checks import ENGINE_CHECKS
 from training.engines import refusal
 from training.machine import Check, Machine
+from training.speed_checks import SPEED_CHECKS
 
 # what a run without training, or one that was refused, leaves in its folder
 HARMLESS = ("rejected*.jsonl", "_preprocessed", "metrics.json", "predictions*")
@@ -165,6 +166,7 @@ CHECKS = (
         lambda f, m: not (f.do_train or f.do_eval or f.do_predict or f.dry_run),
         "--do_train False leaves nothing to do. Add --do_eval True or --do_predict True.",
     ),
+    *SPEED_CHECKS,
 )
 
 

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer
 
 from data_processor.collator import GraphCollator
@@ -19,7 +20,10 @@ from training.adapters import first_factors, save_as_plain_lora, takes_from_base
 from training.arguments import Arguments
 from training.dry_run import dry_run as report
 from training.model import check_trainable, graph_config_of
+from training.packing import PackingProbe
 from training.parts import Opened, Parts
+from training.speed import speed_up
+from training.throughput import ThroughputLog
 
 
 def open_splits(arguments: Arguments) -> Opened:
@@ -35,14 +39,17 @@ def build(arguments: Arguments, opened: Opened) -> Parts:
     splits = data.encode(arguments, opened.splits, processor, opened.text_config)
     encoder = first.graph.text_encoder if isinstance(first, GraphQADataset) else None
     built = model.build_model(arguments, graph, processor, encoder)
+    packing = arguments.data.packing
+    speed_up(composite(built).language_model, arguments.training, packing)
     return Parts(
         model=built,
         splits=splits,
         test=opened.splits.get("test"),
-        collator=GraphCollator(processor),
+        collator=GraphCollator(processor, packing),
         write_companions=partial(write_companions, built, processor),
         processor=processor,
         first_factors=first_factors(built) if takes_from_base(built) else {},
+        callbacks=[ThroughputLog(), *([PackingProbe()] if packing else [])],
     )
 
 
@@ -83,13 +90,14 @@ def save(arguments: Arguments, parts: Parts, trainer: Trainer) -> None:
 def predict(arguments: Arguments, parts: Parts, trainer: Trainer) -> dict[str, float]:
     """Answers the test split into predictions.jsonl and scores it."""
     asked = composite(trainer.model)
-    path = generate_predictions(
-        asked,
-        parts.processor,
-        parts.test,
-        Path(arguments.training.output_dir) / "predictions.jsonl",
-        batch_size=arguments.training.per_device_eval_batch_size,
-        max_new_tokens=arguments.model.max_new_tokens,
-        max_length=data.longest(arguments, asked.config.text_config),
-    )
+    with torch.compiler.set_stance("force_eager"):  # --torch_compile is for training: a cache grows with each token
+        path = generate_predictions(
+            asked,
+            parts.processor,
+            parts.test,
+            Path(arguments.training.output_dir) / "predictions.jsonl",
+            batch_size=arguments.training.per_device_eval_batch_size,
+            max_new_tokens=arguments.model.max_new_tokens,
+            max_length=data.longest(arguments, asked.config.text_config),
+        )
     return score([row for _, row in read_jsonl(path)])

@@ -36,7 +36,9 @@ class ModelArguments:
         help="float32, bfloat16, float16 or auto (the checkpoint's). By default float32, or auto where --bf16 or "
         "--fp16 is set and the language model itself is not trained.",
     )
-    attn_implementation: str | None = HfArg(default=None, help="sdpa, eager, flash_attention_2, ...")
+    attn_implementation: str | None = HfArg(
+        default=None, help="sdpa (the default), eager, flash_attention_2 (needs a GPU and flash-attn; not verified)."
+    )
     freeze_lm: bool = HfArg(default=False, help="Train the graph modules only: no LoRA, no language-model weight.")
     chat_template: str | None = HfArg(default=None, help="Jinja file to use instead of the tokenizer's template.")
     model_max_length: int = HfArg(default=8192, help="Longest example in tokens; the prompt is cut, never the answer.")
@@ -119,6 +121,9 @@ class DataArguments:
     max_text_tokens: int | None = HfArg(default=None, help="Budget for the facts in the prompt; the worst go first.")
     lazy_preprocess: bool = HfArg(default=False, help="Tokenise each time a row is read, instead of once before.")
     preprocess_cache: str | None = HfArg(default=None, help="Folder of tokenised rows, reused while nothing changed.")
+    packing: bool = HfArg(
+        default=False, help="Put the examples of a batch into one row instead of padding them to the longest."
+    )
 
     @property
     def path(self) -> str:
@@ -202,6 +207,13 @@ class TrainingArguments(transformers.TrainingArguments):
     )
 
     hub_strategy: str = HfArg(default="end", help="Published once, when the folder is whole.")
+    use_liger_kernel: bool = HfArg(
+        default=False,
+        help="Liger's norms, MLPs and rotary embedding in the language model (not verified: needs a GPU).",
+    )
+    torch_compile: bool = HfArg(
+        default=False, help="Compile the layers of the language model (verified on a CPU; not verified on a GPU)."
+    )
 
     def __post_init__(self) -> None:
         if self.use_cpu is None:
