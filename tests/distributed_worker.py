@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
@@ -33,6 +34,7 @@ def observe(trainer: Any) -> dict[str, Any]:
         "quantised": sum(type(one).__name__ in ("Params4bit", "Int8Params") for one in parameters),
         "groups": sorted({group["lr"] for group in optimizer.param_groups}),
         "parameters": len(parameters),
+        "dtensors": sum(isinstance(one, DTensor) for one in parameters),
         "partitioned": sum("ds_tensor" in vars(one) for one in parameters),
         "world_size": trainer.args.world_size,
         "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],

@@ -10,6 +10,7 @@ from test_finetune import losses, trained
 from tiny_world import flags, write_dataset
 from transformers import BitsAndBytesConfig
 
+import finetune
 from modeling_graphllm import GraphLLMForConditionalGeneration
 from training.adapters import first_factors, make_up_for_quantization
 from training.arguments import parse
@@ -104,6 +105,18 @@ def test_states_of_large_weights_are_of_8_bits_by_default_where_the_base_model_i
     optimizer = trainer.optimizer.optimizer
     states = {one.numel(): state["state1"].dtype for one, state in optimizer.state.items() if "state1" in state}
     assert {dtype for size, dtype in states.items() if size >= 4096} == {torch.uint8}
+
+
+def test_bitsandbytes_without_a_backend_is_one_sentence(wide_model, data, tmp_path, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+
+    def refuse(self, *arguments, **settings) -> None:
+        raise RuntimeError("None of the available devices are supported by the bitsandbytes version you have.")
+
+    monkeypatch.setattr(Bnb4BitHfQuantizer, "validate_environment", refuse)
+    with pytest.raises(ValueError, match="--q_lora cannot be used here, as bitsandbytes has no backend"):
+        finetune.main(flags(wide_model, data, tmp_path / "out", "--q_lora", "True"))
 
 
 def test_the_optimizer_that_is_named_is_used_on_a_quantised_model_too(tmp_path):

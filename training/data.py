@@ -28,10 +28,10 @@ GRAPH_CONFIG_NAMES = {"num_graph_tokens": "num_tokens", "max_graph_nodes": "max_
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Turns what the Hub answers for a model that cannot be had into a sentence that says what to do.
+    """Turns what the Hub and bitsandbytes answer for a model that cannot be had into a sentence that says what to do.
 
     Raises:
-        ValueError: the model is gated, private, misspelt or not reachable.
+        ValueError: the model is gated, private, misspelt or not reachable; or nothing here can hold it quantised.
     """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -46,6 +46,13 @@ def explained(name: str) -> Iterator[None]:
         raise ValueError(
             f"{name!r} could not be loaded: it is neither a folder with a model nor a model of the Hub that can be "
             "reached. Check the name in --model_name_or_path; log in with `hf auth login` if it is private."
+        ) from error
+    except (ImportError, RuntimeError) as error:
+        if "bitsandbytes" not in str(error):
+            raise
+        raise ValueError(
+            f"--q_lora cannot be used here, as bitsandbytes has no backend for this device ({error}). Update it with "
+            "`pip install -U bitsandbytes`, or leave --q_lora out."
         ) from error
 
 
