@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from conftest import aligned
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from modeling_graphllm import GraphLLMForConditionalGeneration
@@ -74,7 +75,7 @@ def batch(build_model, question):
 
 def last_logits(model, batch):
     with torch.no_grad():
-        return model(**batch).logits[0, -1]
+        return aligned(model)(**batch).logits[0, -1]
 
 
 def test_lora_at_its_start_is_the_base_model(build_model, batch):

@@ -169,6 +169,14 @@ def test_time_of_evaluations_and_checkpoints_does_not_count_and_rows_begin_anew(
     assert not model._forward_pre_hooks
 
 
+def test_an_evaluation_or_a_checkpoint_without_a_step_before_takes_no_time():
+    alone = ThroughputLog()
+    alone.on_evaluate(None, None, None)
+    alone.on_save(None, None, None)
+    alone.on_log(None, None, None, logs={"loss": 1.0})
+    assert alone.seconds == 0
+
+
 def test_figures_are_sums_over_processes_and_peaks_the_highest(log, batches, monkeypatch):
     log, model, clock, (_, state, control) = log
     two = type("Two", (), {"world_size": 2, "device": torch.device("cpu")})

@@ -94,8 +94,8 @@ def running_engine(trainer: Trainer) -> str:
     if isinstance(engine, FSDPModule):
         return FSDP
     if kind == "DeepSpeedEngine":
-        offloaded = engine.zero_use_cpu_optimizer() or engine.zero_offload_param() is not None
-        return ZERO[engine.zero_optimization_stage()] + (OFFLOADED if offloaded else "")
+        places = [one.device for one in (engine.zero_offload_optimizer(), engine.zero_offload_param()) if one]
+        return ZERO[engine.zero_optimization_stage()] + (OFFLOADED if any(one != "none" for one in places) else "")
     if kind == "DataParallel":
         return kind
     return DDP if kind == "DistributedDataParallel" and trainer.args.world_size > 1 else ONE

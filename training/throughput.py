@@ -150,6 +150,7 @@ class ThroughputLog(TrainerCallback):
         self.clock = clock
         self.hook: torch.utils.hooks.RemovableHandle | None = None
         self.total: Tensor | None = None
+        self.seconds, self.since = 0.0, None
 
     def on_train_begin(
         self, args: HFTrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
@@ -166,6 +167,8 @@ class ThroughputLog(TrainerCallback):
             self.total = counts if self.total is None else self.total + counts
 
     def _count_time(self, counts: bool) -> None:
+        if self.since is None:  # no step was made yet: an evaluation alone, or a run that had ended before
+            return
         now = self.clock()
         self.seconds += (now - self.since) * counts
         self.since = now
