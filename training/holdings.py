@@ -1,0 +1,67 @@
+"""What a model's weights are, one line each: the sizes that every estimate of memory starts from."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.trainer_pt_utils import get_parameter_names
+
+from training.optimizer import UNDECAYED, is_graph_parameter
+from training.quantised import kind_of, packed_bytes, whole_shape
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter, or a buffer, which is never trained.
+
+    Attributes:
+        shape: before it is packed or divided.
+        item: bytes of one number where it is held as it is, 0 where it is packed into 4 or 8 bits.
+        packed: bytes of a weight of 4 or 8 bits with its scales, else 0.
+        trained: it has a gradient. embedding: it is that of an embedding layer.
+        group: which of the optimizer's groups it is in.
+    """
+
+    shape: tuple[int, ...]
+    item: int
+    packed: int = 0
+    trained: bool = False
+    embedding: bool = False
+    buffer: bool = False
+    group: tuple[bool, bool] = (False, False)
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.packed or self.numel * self.item
+
+
+def weights_of(model: nn.Module, cast: torch.dtype | None = None, two_rates: bool = False) -> list[Weight]:
+    """Every parameter and buffer of the model once, in the model's order.
+
+    Args:
+        model: with its trained parameters marked; with or without memory, packed into 4 or 8 bits or not yet.
+        cast: the type that DeepSpeed turns weights into, None where it leaves them.
+        two_rates: graph modules have a learning rate, and therefore optimizer groups, of their own.
+    """
+    decayed = set(get_parameter_names(model, [nn.LayerNorm], UNDECAYED))
+    embeddings = {id(one.weight) for one in model.modules() if isinstance(one, nn.Embedding)}
+    found = []
+    for name, one in model.named_parameters():
+        packed = 0 if kind_of(one) == "plain" else packed_bytes(one)
+        item = 0 if packed else (cast or one.dtype).itemsize
+        group = (two_rates and is_graph_parameter(name), name in decayed)
+        found.append(Weight(whole_shape(one), item, packed, one.requires_grad, id(one) in embeddings, False, group))
+    return found + [Weight(tuple(one.shape), one.element_size(), buffer=True) for one in model.buffers()]
+
+
+def groups(weights: list[Weight]) -> Iterator[list[Weight]]:
+    """The trained weights by the optimizer's groups, each in the model's order."""
+    trained = [one for one in weights if one.trained]
+    for group in sorted({one.group for one in trained}):
+        yield [one for one in trained if one.group == group]
