@@ -5,7 +5,6 @@
 
 import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,10 @@ from transformers import TrainerCallback
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
 import finetune  # noqa: E402
-from training import dry_run  # noqa: E402
-
-
-def held(tensors: Iterable[Any], known: set[int]) -> int:
-    """Bytes of the tensors' storages that are not known yet; they are from now on."""
-    size = 0
-    for one in tensors:
-        if isinstance(one, Tensor):
-            storage = one.untyped_storage()
-            if storage.nbytes() and storage.data_ptr() not in known:
-                known.add(storage.data_ptr())
-                size += storage.nbytes()
-    return size
+from benchmarks.held import held, held_by  # noqa: E402
+from training.holdings import weights_of  # noqa: E402
+from training.memory import step_of  # noqa: E402
+from training.sharding import divide  # noqa: E402
 
 
 def inner(optimizer: Any) -> Any:
@@ -86,10 +76,9 @@ def before(thing: Any, name: str, act: Any) -> None:
 
 
 def measure(trainer: Any, census: Census) -> dict[str, Any]:
-    parameters = list(trainer.model.parameters())
     known: set[int] = set()
-    weights = held([*parameters, *(vars(one).get("ds_tensor") for one in parameters)], known)
-    weights += held(trainer.model.buffers(), known)
+    weights = held_by(trainer.model, known)
+    weights += held((vars(one).get("ds_tensor") for one in trainer.model.parameters()), known)
     optimizer = inner(trainer.optimizer)
     master = held((one for group in optimizer.param_groups for one in group["params"]), known)
     engine = vars(vars(trainer.model_wrapped).get("optimizer") or trainer.optimizer)
@@ -102,13 +91,20 @@ def measure(trainer: Any, census: Census) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def predict(arguments: Any, parts: Any) -> dict[str, float]:
+    """The rows that are counted and not traced, as --dry_run gives them."""
+    step = step_of(arguments.training, parts.model.config.text_config.hidden_size)
+    rows = divide(weights_of(parts.model, step.how.cast, step.two_rates), step.engine)
+    return {name: row.gpu for name, row in rows.items()}
+
+
 def train(argv: list[str]) -> dict[str, Any]:
     """One run of finetune.py in this process: what it held, and what was predicted for it."""
     census, kept = Census(), {}
     build = finetune.build_trainer
 
     def keep(arguments: Any, parts: Any) -> Any:
-        kept["predicted"] = dry_run.dry_run(arguments, parts.model, parts.processor, parts.splits["train"])[1]
+        kept["predicted"] = predict(arguments, parts)
         census.trainer = build(arguments, parts)
         census.trainer.add_callback(census)
         return census.trainer

@@ -49,8 +49,9 @@ class Activations:
         layers: how many layers each stack has.
         base: the rest of the language model's part.
         early_gradients: of parameters, that are there already at the peak.
-        last_layer: the peak of a model of one layer, which is what activations take when the first layer is reached
-            again, the last one on the way back.
+        late: activations and gradients of parameters together, at their most, in a model of one layer.
+        gradients_per_layer: what a further layer of each stack adds to that: its gradients are there before those of
+            the first layer, its activations are gone.
     """
 
     parts: dict[str, float]
@@ -58,7 +59,15 @@ class Activations:
     layers: list[int]
     base: float
     early_gradients: float
-    last_layer: float
+    late: float
+    gradients_per_layer: list[float]
+
+    @property
+    def highest(self) -> float:
+        """The most that activations and gradients take together, if no gradients are there before: on the way back
+        through the last layer, or when all other layers have changed activations for gradients."""
+        further = sum(each * (count - 1) for each, count in zip(self.gradients_per_layer, self.layers, strict=True))
+        return max(sum(self.parts.values()) + self.early_gradients, self.late + further)
 
 
 # --------------------------------------------------------------------------------------------------- the hollow model
@@ -147,6 +156,19 @@ class Trace:
                 highest = dict(live)
         return highest
 
+    def joint_peak(self) -> float:
+        """The most bytes at any time, gradients of parameters included."""
+        live = most = 0
+        for entry in self.ledger.log:
+            number, sign = (entry, 1) if entry >= 0 else (-1 - entry, -1)
+            live += 0 if number in self.given else sign * self.ledger.sizes[number]
+            most = max(most, live)
+        return most
+
+    def gradient_bytes(self) -> float:
+        """Of all parameters."""
+        return sum(self.ledger.sizes[number] for number in self.gradients)
+
     def _part(self, number: int, within: bool) -> str:
         if number in self.gradients:
             return GRADIENTS
@@ -172,7 +194,7 @@ def trace(model: nn.Module, batch: dict[str, Any], layers: dict[str, int], how: 
     found = Trace(ledger, {ledger.number(one) for one in held}, vocabulary=language_model.config.vocab_size)
     language_model.register_forward_pre_hook(_marks(ledger), with_kwargs=True)
     with fake, RealWholeNumbers(), ledger:
-        loss = _loss(copied, batch, how.autocast)
+        loss = step_loss(copied, batch, how.autocast)
         loss.backward()
         ledger.marks.setdefault("end", len(ledger.log))
     del loss
@@ -199,7 +221,7 @@ def _marks(ledger: Ledger) -> Callable[..., None]:
     return before
 
 
-def _loss(model: nn.Module, batch: dict[str, Any], autocast: torch.dtype | None) -> Tensor:
+def step_loss(model: nn.Module, batch: dict[str, Any], autocast: torch.dtype | None) -> Tensor:
     """The loss, computed as under the Trainer: in mixed precision accelerate also turns the outputs to float32."""
     mixed = torch.autocast("cpu", dtype=autocast) if autocast else contextlib.nullcontext()
     with mixed:
@@ -222,15 +244,15 @@ def activations(model: nn.Module, batch: dict[str, Any], how: Pass) -> Activatio
     once = dict.fromkeys(found, 1)
     first = trace(model, batch, once, how)
     inside, outside = first.peak(within=True), first.peak(within=False)
-    per_layer = []
+    per_layer, gradients = [], []
     for name in found:
-        more = trace(model, batch, once | {name: 1 + period}, how).peak(within=True)
-        per_layer.append((total(more) - total(inside)) / period)
+        more = trace(model, batch, once | {name: 1 + period}, how)
+        per_layer.append((total(more.peak(within=True)) - total(inside)) / period)
+        gradients.append((more.gradient_bytes() - first.gradient_bytes()) / period)
     counts = [len(stack) for stack in found.values()]
-    grown = sum(each * (count - 1) for each, count in zip(per_layer, counts, strict=True))
     base = inside["activations"] - sum(per_layer)
     parts = {name: float(inside[name]) for name in PARTS}
-    parts["activations"] += grown
+    parts["activations"] += sum(each * (count - 1) for each, count in zip(per_layer, counts, strict=True))
     # where the graph's own backward stands higher than all of the language model
     parts["graph_activations"] += max(0.0, total(outside) - total(parts))
-    return Activations(parts, per_layer, counts, base, inside[GRADIENTS], total(inside))
+    return Activations(parts, per_layer, counts, base, inside[GRADIENTS], first.joint_peak(), gradients)

@@ -19,7 +19,7 @@ class Weight:
     Attributes:
         shape: before it is packed or divided.
         item: bytes of one number where it is held as it is, 0 where it is packed into 4 or 8 bits.
-        packed: bytes of a weight of 4 or 8 bits with its scales, else 0.
+        packed: bytes of a weight of 4 or 8 bits, else 0. scales: bytes of what is needed to read it.
         trained: it has a gradient. embedding: it is that of an embedding layer.
         group: which of the optimizer's groups it is in.
     """
@@ -27,6 +27,7 @@ class Weight:
     shape: tuple[int, ...]
     item: int
     packed: int = 0
+    scales: int = 0
     trained: bool = False
     embedding: bool = False
     buffer: bool = False
@@ -38,7 +39,12 @@ class Weight:
 
     @property
     def bytes(self) -> int:
-        return self.packed or self.numel * self.item
+        return self.packed + self.scales + self.numel * self.item
+
+    @property
+    def cells(self) -> int:
+        """Numbers, or bytes of a packed weight: what ZeRO-3 counts and divides."""
+        return self.packed or self.numel
 
 
 def weights_of(model: nn.Module, cast: torch.dtype | None = None, two_rates: bool = False) -> list[Weight]:
@@ -53,10 +59,11 @@ def weights_of(model: nn.Module, cast: torch.dtype | None = None, two_rates: boo
     embeddings = {id(one.weight) for one in model.modules() if isinstance(one, nn.Embedding)}
     found = []
     for name, one in model.named_parameters():
-        packed = 0 if kind_of(one) == "plain" else packed_bytes(one)
+        packed, scales = (0, 0) if kind_of(one) == "plain" else packed_bytes(one)
         item = 0 if packed else (cast or one.dtype).itemsize
         group = (two_rates and is_graph_parameter(name), name in decayed)
-        found.append(Weight(whole_shape(one), item, packed, one.requires_grad, id(one) in embeddings, False, group))
+        embedding = id(one) in embeddings
+        found.append(Weight(whole_shape(one), item, packed, scales, one.requires_grad, embedding, False, group))
     return found + [Weight(tuple(one.shape), one.element_size(), buffer=True) for one in model.buffers()]
 
 

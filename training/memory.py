@@ -127,7 +127,7 @@ def parameter_table(model: nn.Module, room_of: Callable[[str], str] = room_of) -
             row = table.setdefault(room, {"total": 0, "trainable": 0, "bytes": 0})
             row["total"] += size
             row["trainable"] += size * parameter.requires_grad
-            row["bytes"] += size * parameter.element_size() if plain else packed_bytes(parameter)
+            row["bytes"] += size * parameter.element_size() if plain else sum(packed_bytes(parameter))
     table["all"] = table.pop("all")
     return table
 
@@ -196,7 +196,7 @@ def together(rows: dict[str, Row], traced: Activations, step: Step) -> Row:
     gradients, most = rows["gradients"].gpu, sum(traced.parts.values())
     backward = gradients + most
     if step.engine.accumulation == 1 and step.engine.kind in ("alone", "ddp"):
-        backward = max(most + traced.early_gradients, gradients + traced.last_layer)
+        backward = traced.highest
     update = gradients + rows["update"].gpu if "update" in rows else 0.0
     host = sum(row.host for row in rows.values())
     return Row(steady + max(backward, update), "of gradients, activations and update what is there at once", host)

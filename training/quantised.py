@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 # tables and block sizes of bitsandbytes 0.50, functional.py: quantize_4bit, quantize_blockwise
 TABLE_4BIT = 16 * 4  # float32 values of the 16 codes, one table a weight
-BLOCK = 64  # numbers that share a scale
 NESTED_BLOCK = 256  # scales that share a scale of their own
 NESTED_TABLE = 256 * 4 + 4  # float32 codes of the scales, and their mean
 
@@ -25,8 +24,8 @@ def whole_shape(parameter: Tensor) -> tuple[int, ...]:
     return tuple(vars(parameter).get("ds_shape", parameter.shape))
 
 
-def packed_bytes(parameter: Tensor) -> int:
-    """Bytes of a weight of 4 or 8 bits with all that is needed to read it, whether it is packed already or not.
+def packed_bytes(parameter: Tensor) -> tuple[int, int]:
+    """Bytes of a weight of 4 or 8 bits, and of what is needed to read it, whether it is packed already or not.
 
     4 bits (QLoRA, arXiv 2305.14314, section 3): half a byte a number, a scale for each block of 64 numbers; with
     double quantisation the scales are bytes with a float32 scale for each 256 of them. 8 bits (LLM.int8(), arXiv
@@ -35,12 +34,11 @@ def packed_bytes(parameter: Tensor) -> int:
     shape = whole_shape(parameter)
     count = math.prod(shape)
     if kind_of(parameter) == "8bit":
-        return count + 4 * shape[0]
+        return count, 4 * shape[0]
     scales = math.ceil(count / parameter.blocksize)
-    packed = math.ceil(count / 2) + TABLE_4BIT
     if not parameter.compress_statistics:
-        return packed + 4 * scales
-    return packed + scales + 4 * math.ceil(scales / NESTED_BLOCK) + NESTED_TABLE
+        return math.ceil(count / 2), TABLE_4BIT + 4 * scales
+    return math.ceil(count / 2), TABLE_4BIT + scales + 4 * math.ceil(scales / NESTED_BLOCK) + NESTED_TABLE
 
 
 def quantised_linears(model: nn.Module) -> list[nn.Linear]:

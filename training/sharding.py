@@ -140,14 +140,14 @@ def zero_3(weights: list[Weight], engine: Engine) -> dict[str, Row]:
     """ZeRO-3: every parameter divided, small ones kept whole beside; those of the layers at work are gathered."""
     world = engine.world_size
     parameters = [one for one in weights if not one.buffer]
-    shards = sum(part(one, world) * one.item for one in parameters)
-    beside = [one for one in weights if one.buffer or one.numel <= engine.persistent]
-    large = [one for one in parameters if one.numel > engine.persistent]
+    shards = sum(part(one, world) * max(1, one.item) + one.scales for one in parameters)
+    beside = [one for one in weights if one.buffer or one.cells <= engine.persistent]
+    large = [one for one in parameters if one.cells > engine.persistent]
     trained = [[part(one, world) for one in group] for group in groups(weights)]
     numbers, item = sum(map(sum, trained)), 2 if engine.half else 4
     divided = f"all parameters / {world}, rounded up; whole those of up to {engine.persistent:,} numbers and buffers"
-    kept = sum(one.bytes for one in beside)
-    live = min(1.0, engine.live / max(1, sum(one.numel for one in large)))
+    kept = sum(one.bytes - one.scales for one in beside)
+    live = min(1.0, engine.live / max(1, sum(one.cells for one in large)))
     gathered = live * sum(one.bytes for one in large)
     return {
         "weights": Row(kept, divided, shards) if engine.offload_weights else Row(shards + kept, divided),
@@ -160,8 +160,8 @@ def zero_3(weights: list[Weight], engine: Engine) -> dict[str, Row]:
 
 
 def part(weight: Weight, world_size: int) -> int:
-    """Numbers of a parameter that one process holds under ZeRO-3."""
-    return math.ceil(weight.numel / world_size)
+    """Numbers of a parameter, or bytes of a packed one, that one process holds under ZeRO-3."""
+    return math.ceil(weight.cells / world_size)
 
 
 def sub_groups(parts: list[int]) -> list[int]:
