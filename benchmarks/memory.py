@@ -22,13 +22,7 @@ from typing import Any
 import bitsandbytes
 import torch
 from torch import nn
-from transformers import (
-    LlamaConfig,
-    MixtralConfig,
-    PreTrainedConfig,
-    Qwen2Config,
-    T5Config,
-)
+from transformers import LlamaConfig, MixtralConfig, PreTrainedConfig, Qwen2Config, T5Config
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -80,7 +74,7 @@ class Case:
     model: str
     way: str
     batch: int = 2
-    tokens: int = 256
+    tokens: int = 128
     labels: int = 16
     bf16: bool = False
     checkpointing: bool = False
@@ -107,26 +101,18 @@ class Case:
 
 CASES = (
     Case("llama", "full"),
-    Case("llama", "full", batch=1, tokens=1024, labels=256),
+    Case("llama", "full", batch=1, tokens=512, labels=128),
     Case("llama", "full", checkpointing=True),
-    Case("llama", "full", bf16=True),
-    Case("llama", "full", bf16=True, checkpointing=True, batch=4, tokens=384, optimizer="adamw_8bit"),
+    Case("llama", "full", bf16=True, optimizer="adamw_8bit"),
     Case("llama", "lora"),
-    Case("llama", "lora", bf16=True),
-    Case("llama", "lora", bf16=True, checkpointing=True, batch=4, tokens=512),
-    Case("llama", "frozen", bf16=True, batch=4),
-    Case("llama", "frozen", checkpointing=True),
+    Case("llama", "lora", bf16=True, checkpointing=True, batch=4),
+    Case("llama", "frozen", bf16=True),
     Case("llama", "4bit", bf16=True, optimizer="paged_adamw_8bit"),
-    Case("llama", "4bit", bf16=True, checkpointing=True, batch=1, tokens=1024, optimizer="adamw_8bit"),
-    Case("llama", "4bit"),
+    Case("llama", "4bit", checkpointing=True, batch=1, tokens=512, optimizer="adamw_8bit"),
     Case("llama", "8bit", bf16=True),
-    Case("llama", "8bit", bf16=True, checkpointing=True, tokens=512),
-    Case("qwen2", "full", optimizer="adamw_8bit"),
-    Case("qwen2", "full", bf16=True, labels=128),
-    Case("qwen2", "lora", bf16=True, checkpointing=True, tokens=768),
-    Case("qwen2", "4bit", bf16=True, batch=8, tokens=128),
+    Case("qwen2", "full", batch=4, optimizer="adamw_8bit"),
+    Case("qwen2", "lora", bf16=True, checkpointing=True, tokens=384),
     Case("mixtral", "full"),
-    Case("mixtral", "lora", bf16=True, checkpointing=True),
     Case("t5", "full", labels=32),
     Case("t5", "lora", bf16=True, checkpointing=True, labels=32),
 )

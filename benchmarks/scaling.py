@@ -14,6 +14,7 @@ import platform
 import shlex
 import sys
 import time
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.shapes import language_model_shape, with_adapters, with_graphs
 from data_processor.schema import write_json
 from modeling_graphllm import IGNORE_INDEX, GraphConfig
-from training.activations import Pass
-from training.memory import GIB, Estimate, Step, estimate
+from training.memory import GIB, Estimate, estimate, step_of
 from training.record import commit
-from training.sharding import Engine, Kind
+from training.sharding import Kind
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = 6162  # STaRK-Prime's training questions
@@ -41,6 +41,7 @@ NODES, EDGES, FEATURES = 200, 400, 1536  # assumed graph; width of the recipes' 
 FLOPS = 989e12  # a second, H100 SXM, bf16 without sparsity (data sheet)
 SHARE = {"LoRA": 0.4, "QLoRA": 0.3, "full": 0.4}  # assumed share of FLOPS that is reached: no GPU was at hand
 ROOM = 0.9 * 80e9  # bytes of an 80 GB GPU that are planned with; the rest is the allocator's and NCCL's
+HOST = 0.9 * 2e12 / 8  # bytes of host memory a GPU that are planned with: assumed, a node of eight with 2 TB
 VOCABULARY = 128256
 SIZES = {"8B": (4096, 14336, 32, 32), "70B": (8192, 28672, 80, 64), "405B": (16384, 53248, 126, 128)}
 QLORA = {"8B": "stark_prime_8b_qlora", "70B": "stark_prime_70b_qlora", "405B": "stark_prime_70b_qlora"}
@@ -70,8 +71,7 @@ class Plan:
     @property
     def name(self) -> str:
         adapters = "" if self.way == "full" else f", rank {self.rank}"
-        engine = {"ddp": "DDP", "zero3": "ZeRO-3"}[self.kind]
-        return f"{self.size} {self.way}{adapters}, {engine}{' with offload' if self.offload else ''}"
+        return f"{self.size} {self.way}{adapters}, ZeRO-{self.kind[-1]}{' with offload' if self.offload else ''}"
 
 
 def plans() -> list[Plan]:
@@ -79,8 +79,8 @@ def plans() -> list[Plan]:
     ranks = {"8B": 4096, "70B": 512, "405B": 64}
     found = []
     for size in SIZES:
-        found.append(Plan(size, "LoRA", "ddp" if size == "8B" else "zero3", QLORA["70B"]))
-        found.append(Plan(size, "QLoRA", "zero3" if size == "405B" else "ddp", QLORA[size], ranks[size]))
+        found.append(Plan(size, "LoRA", "zero2" if size == "8B" else "zero3", QLORA["70B"]))
+        found.append(Plan(size, "QLoRA", "zero3" if size == "405B" else "zero2", QLORA[size], ranks[size]))
         found.append(Plan(size, "full", "zero3", FULL))
     return [*found, Plan("405B", "full", "zero3", FULL, offload=True)]
 
@@ -122,15 +122,14 @@ def batch_of(plan: Plan) -> dict[str, torch.Tensor]:
 
 def estimate_of(plan: Plan) -> tuple[Estimate, dict[str, int]]:
     """The memory of a row, and the counts that its hours follow from."""
-    model, width = model_of(plan), SIZES[plan.size][0]
-    zero = plan.kind == "zero3"
-    engine = Engine(
-        plan.kind, 1, plan.settings["optim"], half=zero, reduce_bucket=width**2, persistent=10 * width, live=10**9,
-        offload_optimizer=plan.offload, offload_weights=plan.offload,
+    model = model_of(plan)
+    adam = plan.settings["optim"]
+    flags = Namespace(
+        deepspeed=str(ROOT / "ds_configs" / f"{plan.kind}{'_offload' if plan.offload else ''}.json"), fsdp=None,
+        world_size=1, optim=adam, bf16=True, fp16=False, gradient_accumulation_steps=1, activation_checkpointing=True,
+        activation_checkpointing_kwargs=None, graph_learning_rate=None, use_cpu=False,
     )  # fmt: skip
-    how = Pass(None if zero else torch.bfloat16, None, {})
-    step = Step(engine, how, foreach=plan.settings["optim"] == "adamw_torch" and not plan.offload)
-    found = estimate(model, batch_of(plan), step)
+    found = estimate(model, batch_of(plan), step_of(flags, SIZES[plan.size][0]))
     return found, computing(model)
 
 
@@ -161,8 +160,11 @@ def flops_per_token(plan: Plan, counts: dict[str, int]) -> float:
 
 def gpus_needed(found: Estimate) -> int | None:
     """The smallest power of two of GPUs on which the row fits, up to 1,024."""
-    counts = [1] if found.step.engine.kind == "ddp" else [2**i for i in range(11)]
-    return next((count for count in counts if found.table(count)["all"].gpu <= ROOM), None)
+    for count in (2**i for i in range(11)):
+        most = found.table(count)["all"]
+        if most.gpu <= ROOM and most.host <= HOST:
+            return count
+    return None
 
 
 def row_of(plan: Plan) -> dict[str, Any]:
@@ -186,12 +188,13 @@ def row_of(plan: Plan) -> dict[str, Any]:
 def memory_table(rows: dict[str, dict[str, Any]]) -> str:
     """GiB on each GPU, as markdown."""
     head = "| model, way, engine | batch a GPU | weights | gradients | states, fp32 copies | buffers, gathered | "
-    head += "activations | most at once | GPUs of 80 GB |"
-    lines = [head, "|" + "---|" * 9]
+    head += "activations | most at once | on the host | GPUs of 80 GB |"
+    lines = [head, "|" + "---|" * 10]
     for name, row in rows.items():
         cells = [
             row["weights_gib"], row["gradients_gib"], row["optimizer_gib"] + row.get("master_weights_gib", 0),
             row.get("buckets_gib", 0) + row.get("gathered_gib", 0), row["traced_gib"], row["all_gib"],
+            row["host_gib"],
         ]  # fmt: skip
         size = " | ".join(f"{cell:,.1f}" for cell in cells)
         gpus = f"{row['gpus']:,}" if row["gpus"] else "does not fit"

@@ -45,14 +45,14 @@ def launch(language_model_folder, data, tmp_path_factory):
     return start
 
 
-def torchrun(*words: Path) -> None:
+def torchrun(*words: Path, program: str = "tests/distributed_worker.py") -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
     settings = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*command, "tests/distributed_worker.py", *map(str, words)],
+        [*command, program, *map(str, words)],
         cwd=ROOT, env=settings, capture_output=True, text=True, timeout=550,
     )  # fmt: skip
     assert done.returncode == 0, error_lines(done.stderr)

@@ -73,10 +73,27 @@ class RealWholeNumbers(TorchDispatchMode):
         if fake and func is torch.ops.aten.topk.default:
             values, places = func(*args, **kwargs)
             return values, _in_turn(places.shape, args[0].shape[-1])
-        if fake or not kinds or any(kind.is_floating_point for kind in kinds):
+        if fake:
+            return func(*_by_number(args), **kwargs)
+        counts = func.overloadpacket is torch.ops.aten.arange and all(isinstance(one, int) for one in args)
+        if any(kind.is_floating_point for kind in kinds) or not (kinds or counts):
             return func(*args, **kwargs)
         with unset_fake_temporarily():
             return func(*args, **kwargs)
+
+
+def _by_number(args: tuple) -> tuple:
+    """The arguments with every real mask in a list of indices (`x[mask]`) as the numbers of its true places."""
+    if len(args) < 2 or not isinstance(args[1], (list, tuple)):
+        return args
+    indices: list[Any] = []
+    for one in args[1]:
+        if isinstance(one, Tensor) and one.dtype == torch.bool and not isinstance(one, FakeTensor):
+            with unset_fake_temporarily():
+                indices += one.nonzero(as_tuple=True)
+        else:
+            indices.append(one)
+    return (args[0], indices, *args[2:])
 
 
 def _in_turn(shape: torch.Size, count: int) -> Tensor:

@@ -4,6 +4,7 @@ Weights, gradients and optimizer states are counted to the byte (training/shardi
 (training/activations.py).
 """
 
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,7 +42,7 @@ class Step:
     foreach: bool = False
 
 
-def step_of(training: TrainingArguments, hidden_size: int) -> Step:
+def step_of(training: TrainingArguments | Namespace, hidden_size: int) -> Step:
     """The step that the flags describe.
 
     Args:
@@ -64,7 +65,7 @@ def step_of(training: TrainingArguments, hidden_size: int) -> Step:
     )
 
 
-def engine_of(training: TrainingArguments, hidden_size: int) -> Engine:
+def engine_of(training: TrainingArguments | Namespace, hidden_size: int) -> Engine:
     """What divides the step, with DeepSpeed's own defaults where its file says nothing."""
     config = deepspeed_config(training).get("zero_optimization", {})
     stage = zero_stage(training)

@@ -85,19 +85,24 @@ def states(optimizer: str) -> str:
     """The size of a number's two states, in words."""
     if "8bit" in optimizer:
         return "2 x (1 byte + 4 bytes / 256) a number; 2 x 4 bytes in tensors below 4096 and embeddings"
-    return "2 x the bytes of a number"
+    return "2 numbers of its own type each, and 4 bytes a tensor"
 
 
 # ------------------------------------------------------------------------------------------------------------- engines
+def numbers(weights: list[Weight]) -> str:
+    """How many numbers the parameters among the weights are, as text."""
+    return f"{sum(one.numel for one in weights if not one.buffer):,}"
+
+
 def whole(weights: list[Weight], engine: Engine) -> dict[str, Row]:
     """One process, or DDP: every GPU holds everything; DDP copies gradients into buckets to sum them."""
     trained = [one for one in weights if one.trained]
     gradients = sum(one.bytes for one in trained)
     optimizer = adam_bytes(((one.numel, one.item, one.embedding) for one in trained), engine.optimizer)
     rows = {
-        "weights": Row(sum(one.bytes for one in weights), "bytes of all parameters and buffers"),
-        "gradients": Row(gradients, "bytes of the trained parameters"),
-        "optimizer": Row(optimizer, f"trained: {states(engine.optimizer)}"),
+        "weights": Row(sum(one.bytes for one in weights), f"{numbers(weights)} parameters, and buffers"),
+        "gradients": Row(gradients, f"{numbers(trained)} trained parameters, in their own type"),
+        "optimizer": Row(optimizer, f"{numbers(trained)} trained: {states(engine.optimizer)}"),
     }
     if engine.kind == "ddp":
         rows["buckets"] = Row(gradients, "gradients once more, as they are summed over GPUs")
@@ -112,9 +117,10 @@ def zero_1_2(weights: list[Weight], engine: Engine) -> dict[str, Row]:
     frozen = sum(one.bytes for one in weights if not one.trained)
     held = frozen + sum(size * group[0].item for size, group in flat)
     item = flat[0][1][0].item
-    rows = {"weights": Row(held, f"all parameters and buffers; trained in flat groups rounded up to {rounded}")}
+    rows = {"weights": Row(held, f"{numbers(weights)} parameters, and buffers; trained ones rounded up to {rounded}")}
     if engine.kind == "zero1" and engine.accumulation > 1:
-        rows["gradients"] = Row(sum(one.bytes for one in weights if one.trained), "bytes of the trained parameters")
+        whole_ones = sum(one.bytes for one in weights if one.trained)
+        rows["gradients"] = Row(whole_ones, "trained, whole until the last batch of a step")
     else:
         touched = max(touched_numbers(flat, rank, engine.world_size) for rank in range(engine.world_size))
         rows["gradients"] = Row(touched * item, f"trained / {engine.world_size}, whole where a parameter is cut")
@@ -144,16 +150,16 @@ def zero_3(weights: list[Weight], engine: Engine) -> dict[str, Row]:
     beside = [one for one in weights if one.buffer or one.cells <= engine.persistent]
     large = [one for one in parameters if one.cells > engine.persistent]
     trained = [[part(one, world) for one in group] for group in groups(weights)]
-    numbers, item = sum(map(sum, trained)), 2 if engine.half else 4
-    divided = f"all parameters / {world}, rounded up; whole those of up to {engine.persistent:,} numbers and buffers"
+    own, item = sum(map(sum, trained)), 2 if engine.half else 4
+    divided = f"{numbers(weights)} parameters / {world}; whole those of up to {engine.persistent:,}, and buffers"
     kept = sum(one.bytes - one.scales for one in beside)
     live = min(1.0, engine.live / max(1, sum(one.cells for one in large)))
     gathered = live * sum(one.bytes for one in large)
     return {
         "weights": Row(kept, divided, shards) if engine.offload_weights else Row(shards + kept, divided),
         "gathered": Row(gathered, f"up to {engine.live:,} numbers that are whole for a while"),
-        "gradients": _placed(numbers * item, f"trained x {item} bytes / {world}, rounded up", engine),
-        "master_weights": _placed(4 * numbers, f"trained x 4 bytes / {world}, rounded up", engine),
+        "gradients": _placed(own * item, f"trained x {item} bytes / {world}, rounded up", engine),
+        "master_weights": _placed(4 * own, f"trained x 4 bytes / {world}, rounded up", engine),
         "optimizer": _flat_states([size for group in trained for size in sub_groups(group)], engine),
         "buckets": Row(engine.reduce_bucket * item, f"{engine.reduce_bucket:,} numbers in which gradients are summed"),
     }
