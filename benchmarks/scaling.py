@@ -177,8 +177,9 @@ def row_of(plan: Plan) -> dict[str, Any]:
     seconds = QUESTIONS * epochs * TOKENS * flops / (FLOPS * SHARE[plan.way])
     memory = {f"{name}_gib": row.gpu / GIB for name, row in table.items()}
     traced = sum(row.gpu for name, row in table.items() if name in found.traced.parts) / GIB
+    formulas = {name: row.formula for name, row in table.items()}
     return {
-        **counts, **memory, "gpus": gpus, "traced_gib": traced, "host_gib": table["all"].host / GIB,
+        **counts, **memory, "formulas": formulas, "share": SHARE[plan.way], "gpus": gpus, "traced_gib": traced, "host_gib": table["all"].host / GIB,
         "epochs": epochs, "batch": plan.settings["per_device_train_batch_size"], "flops_per_token": flops,
         "gpu_hours": seconds / 3600,
     }  # fmt: skip
@@ -215,6 +216,25 @@ def hours_table(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def steps(name: str, row: dict[str, Any]) -> str:
+    """One row's arithmetic, a line each, as markdown."""
+    lines = [f"* {part}: {formula} = {row[f'{part}_gib']:,.2f} GiB" for part, formula in row["formulas"].items()]
+    each = row["flops_per_token"]
+    lines.append(
+        f"* operations a token: 8 x {row['trained'] / 1e9:,.2f} G trained + 6 x {row['frozen'] / 1e9:,.2f} G frozen + "
+        f"attention = {each / 1e9:,.1f} G"
+    )
+    lines.append(
+        f"* hours: {QUESTIONS:,} questions x {row['epochs']} epochs x {TOKENS:,} tokens x {each / 1e9:,.1f} G / "
+        f"({FLOPS / 1e12:,.0f} T x {row['share']}) = {row['gpu_hours']:,.1f} GPU hours, on {row['gpus']} GPUs "
+        f"{row['gpu_hours'] / row['gpus']:,.1f} hours"
+    )
+    return "\n".join([f"{name}, on {row['gpus']} GPUs:", "", *lines])
+
+
+SHOWN = ("8B full, ZeRO-3", "70B QLoRA, rank 512, ZeRO-2")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Computes, prints, writes."""
     parser = argparse.ArgumentParser(description="GPUs, hours and bytes on data of STaRK-Prime's size.")
@@ -225,7 +245,7 @@ def main(argv: list[str] | None = None) -> None:
     for plan in plans():
         rows[plan.name] = row_of(plan)
         print(plan.name, f"{time.time() - begun:.0f} s", file=sys.stderr, flush=True)
-    print(memory_table(rows), hours_table(rows), sep="\n\n")
+    print(memory_table(rows), hours_table(rows), *(steps(name, rows[name]) for name in SHOWN), sep="\n\n")
     if arguments.json:
         machine = f"{platform.machine()}, {os.cpu_count()} CPU cores, no GPU: nothing here was run"
         record = {"command": shlex.join(["python", *sys.argv]), "commit": commit(), "machine": machine}

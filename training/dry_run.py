@@ -59,7 +59,7 @@ def format_elsewhere(sizes: dict[int, float]) -> str:
     """`all` on other numbers of GPUs, as a line of text."""
     if not sizes:
         return ""
-    return "\nall, by GPUs: " + ", ".join(f"{count}: {size / GIB:.2f}" for count, size in sizes.items())
+    return "\nall, GiB on each of so many GPUs: " + ", ".join(f"{n}: {size / GIB:.2f}" for n, size in sizes.items())
 
 
 def steps(training: TrainingArguments, examples: int) -> dict[str, int]:

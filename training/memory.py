@@ -200,7 +200,8 @@ def together(rows: dict[str, Row], traced: Activations, step: Step) -> Row:
         backward = traced.highest
     update = gradients + rows["update"].gpu if "update" in rows else 0.0
     host = sum(row.host for row in rows.values())
-    return Row(steady + max(backward, update), "of gradients, activations and update what is there at once", host)
+    said = "the most at once: activations make way for gradients, and an update needs none"
+    return Row(steady + max(backward, update), said, host)
 
 
 def traced_rows(traced: Activations, batch: dict[str, Any], text_config: Any) -> dict[str, Row]:
@@ -214,11 +215,12 @@ def traced_rows(traced: Activations, batch: dict[str, Any], text_config: Any) ->
     columns = labels.shape[1] if text_config.is_encoder_decoder else int((labels[:, 1:] >= 0).any(dim=0).sum())
     cells = samples * columns * text_config.vocab_size
     nodes = len(batch["graph_node_features"]) if "graph_node_features" in batch else 0
+    logits = f"batch {samples} x labels {columns} x vocabulary {text_config.vocab_size:,}"
+    each_logit = traced.parts["logits"] / max(1, cells)
     formulas = {
         "activations": f"batch {samples} x tokens {tokens} x ({sums}) bytes, traced",
         "graph_activations": f"{nodes:,} nodes and what surrounds the language model, traced",
-        "logits": f"batch {samples} x labels {columns} x vocabulary {text_config.vocab_size:,} x "
-        f"{traced.parts['logits'] / max(1, cells):.1f} bytes, traced",
+        "logits": f"{logits} x {each_logit:.1f} bytes, traced" if each_logit else f"{logits}: gone before the peak",
     }
     return {name: Row(traced.parts[name], formula) for name, formula in formulas.items()}
 
@@ -233,10 +235,12 @@ def format_parameters(table: dict[str, dict[str, int]]) -> str:
 
 
 def format_memory(rows: dict[str, Row]) -> str:
-    """The memory estimate as text; what the host holds has a column where there is any."""
-    host = any(row.host for row in rows.values())
-    lines = [f"{'memory per GPU':<20}{'GiB':>10}{'host GiB' * host:>{10 * host}}  formula"]
+    """The memory estimate as text, in MiB where all is less than a GiB; a column for the host where it holds any."""
+    unit, name_of_unit = (GIB, "GiB") if max(rows["all"].gpu, rows["all"].host) >= GIB else (2**20, "MiB")
+    host = rows["all"].host > 0
+    heads = f"{name_of_unit:>10}" + f"{'on host':>10}" * host
+    lines = [f"{'memory per GPU':<20}{heads}  formula"]
     for name, row in rows.items():
-        beside = f"{row.host / GIB:>10.3f}" if host else ""
-        lines.append(f"{name:<20}{row.gpu / GIB:>10.3f}{beside}  {row.formula}")
+        sizes = f"{row.gpu / unit:>10.3f}" + f"{row.host / unit:>10.3f}" * host
+        lines.append(f"{name:<20}{sizes}  {row.formula}")
     return "\n".join(lines)
