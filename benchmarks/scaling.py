@@ -179,7 +179,8 @@ def row_of(plan: Plan) -> dict[str, Any]:
     traced = sum(row.gpu for name, row in table.items() if name in found.traced.parts) / GIB
     formulas = {name: row.formula for name, row in table.items()}
     return {
-        **counts, **memory, "formulas": formulas, "share": SHARE[plan.way], "gpus": gpus, "traced_gib": traced, "host_gib": table["all"].host / GIB,
+        **counts, **memory, "formulas": formulas, "share": SHARE[plan.way], "gpus": gpus,
+        "traced_gib": traced, "host_gib": table["all"].host / GIB,
         "epochs": epochs, "batch": plan.settings["per_device_train_batch_size"], "flops_per_token": flops,
         "gpu_hours": seconds / 3600,
     }  # fmt: skip
