@@ -89,9 +89,16 @@ def states(optimizer: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- engines
-def numbers(weights: list[Weight]) -> str:
-    """How many numbers the parameters among the weights are, as text."""
-    return f"{sum(one.numel for one in weights if not one.buffer):,}"
+def counted(weights: list[Weight], word: str) -> str:
+    """How many numbers the parameters among the weights are, and how large one is on average, as text."""
+    parameters = [one for one in weights if not one.buffer]
+    count = sum(one.numel for one in parameters)
+    return f"{count:,} {word} x {sum(one.bytes for one in parameters) / max(1, count):.2f} bytes"
+
+
+def trained_numbers(weights: list[Weight]) -> str:
+    """How many numbers are trained, as text."""
+    return f"{sum(one.numel for one in weights if one.trained):,} trained"
 
 
 def whole(weights: list[Weight], engine: Engine) -> dict[str, Row]:
@@ -100,9 +107,9 @@ def whole(weights: list[Weight], engine: Engine) -> dict[str, Row]:
     gradients = sum(one.bytes for one in trained)
     optimizer = adam_bytes(((one.numel, one.item, one.embedding) for one in trained), engine.optimizer)
     rows = {
-        "weights": Row(sum(one.bytes for one in weights), f"{numbers(weights)} parameters, and buffers"),
-        "gradients": Row(gradients, f"{numbers(trained)} trained parameters, in their own type"),
-        "optimizer": Row(optimizer, f"{numbers(trained)} trained: {states(engine.optimizer)}"),
+        "weights": Row(sum(one.bytes for one in weights), f"{counted(weights, 'parameters')}, and buffers"),
+        "gradients": Row(gradients, counted(trained, "trained")),
+        "optimizer": Row(optimizer, f"{trained_numbers(trained)}: {states(engine.optimizer)}"),
     }
     if engine.kind == "ddp":
         rows["buckets"] = Row(gradients, "gradients once more, as they are summed over GPUs")
@@ -117,17 +124,18 @@ def zero_1_2(weights: list[Weight], engine: Engine) -> dict[str, Row]:
     frozen = sum(one.bytes for one in weights if not one.trained)
     held = frozen + sum(size * group[0].item for size, group in flat)
     item = flat[0][1][0].item
-    rows = {"weights": Row(held, f"{numbers(weights)} parameters, and buffers; trained ones rounded up to {rounded}")}
+    rows = {"weights": Row(held, f"{counted(weights, 'parameters')}, rounded up, and buffers")}
+    count = trained_numbers(weights)
     if engine.kind == "zero1" and engine.accumulation > 1:
         whole_ones = sum(one.bytes for one in weights if one.trained)
-        rows["gradients"] = Row(whole_ones, "trained, whole until the last batch of a step")
+        rows["gradients"] = Row(whole_ones, f"{count} x {item} bytes, whole until the last batch of a step")
     else:
         touched = max(touched_numbers(flat, rank, engine.world_size) for rank in range(engine.world_size))
-        rows["gradients"] = Row(touched * item, f"trained / {engine.world_size}, whole where a parameter is cut")
-    rows["master_weights"] = _placed(4 * sum(parts), f"trained x 4 bytes / {engine.world_size}", engine)
+        rows["gradients"] = Row(touched * item, f"{count} x {item} bytes / {engine.world_size}, cut ones whole")
+    rows["master_weights"] = _placed(4 * sum(parts), f"{count} x 4 bytes / {engine.world_size}", engine)
     rows["optimizer"] = _flat_states(parts, engine)
-    count = engine.reduce_bucket * (1 + engine.double_bucket)
-    return rows | {"buckets": Row(count * item, f"{count:,} numbers in which gradients are summed over GPUs")}
+    bucket = engine.reduce_bucket * (1 + engine.double_bucket)
+    return rows | {"buckets": _buckets(bucket, item)}
 
 
 def touched_numbers(flat: list[tuple[int, list[Weight]]], rank: int, world_size: int) -> int:
@@ -151,17 +159,18 @@ def zero_3(weights: list[Weight], engine: Engine) -> dict[str, Row]:
     large = [one for one in parameters if one.cells > engine.persistent]
     trained = [[part(one, world) for one in group] for group in groups(weights)]
     own, item = sum(map(sum, trained)), 2 if engine.half else 4
-    divided = f"{numbers(weights)} parameters / {world}; whole those of up to {engine.persistent:,}, and buffers"
+    count = trained_numbers(weights)
+    divided = f"{counted(weights, 'parameters')} / {world}; whole those of up to {engine.persistent:,}, and buffers"
     kept = sum(one.bytes - one.scales for one in beside)
     live = min(1.0, engine.live / max(1, sum(one.cells for one in large)))
     gathered = live * sum(one.bytes for one in large)
     return {
         "weights": Row(kept, divided, shards) if engine.offload_weights else Row(shards + kept, divided),
-        "gathered": Row(gathered, f"up to {engine.live:,} numbers that are whole for a while"),
-        "gradients": _placed(own * item, f"trained x {item} bytes / {world}, rounded up", engine),
-        "master_weights": _placed(4 * own, f"trained x 4 bytes / {world}, rounded up", engine),
+        "gathered": Row(gathered, f"up to {engine.live:,} numbers, whole for a while"),
+        "gradients": _placed(own * item, f"{count} x {item} bytes / {world}", engine),
+        "master_weights": _placed(4 * own, f"{count} x 4 bytes / {world}", engine),
         "optimizer": _flat_states([size for group in trained for size in sub_groups(group)], engine),
-        "buckets": Row(engine.reduce_bucket * item, f"{engine.reduce_bucket:,} numbers in which gradients are summed"),
+        "buckets": _buckets(engine.reduce_bucket, item),
     }
 
 
@@ -188,8 +197,8 @@ def fsdp(weights: list[Weight], engine: Engine) -> dict[str, Row]:
     parts = [(rows_of(one, world) * one.numel // one.shape[0], one.item, False) for one in trained]
     gradients = sum(count * item for count, item, _ in parts)
     return {
-        "weights": Row(held, f"all parameters / {world}, rounded up to rows, and buffers"),
-        "gradients": Row(gradients, f"bytes of the trained parameters / {world}, rounded up to rows"),
+        "weights": Row(held, f"{counted(weights, 'parameters')} / {world}, rounded up to rows, and buffers"),
+        "gradients": Row(gradients, f"{counted(trained, 'trained')} / {world}, rounded up to rows"),
         "optimizer": Row(adam_bytes(parts, engine.optimizer), f"trained / {world}: {states(engine.optimizer)}"),
     }
 
@@ -197,6 +206,10 @@ def fsdp(weights: list[Weight], engine: Engine) -> dict[str, Row]:
 def rows_of(weight: Weight, world_size: int) -> int:
     """Rows of a parameter that one process holds under FSDP2; buffers and packed weights stay whole."""
     return weight.shape[0] if weight.buffer or weight.packed else math.ceil(weight.shape[0] / world_size)
+
+
+def _buckets(count: int, item: int) -> Row:
+    return Row(count * item, f"{count:,} numbers x {item} bytes, to sum gradients over GPUs")
 
 
 def _flat_states(parts: list[int], engine: Engine) -> Row:
