@@ -98,7 +98,7 @@ def hollow(model: nn.Module, fake: FakeTensorMode, layers: dict[str, int], how: 
             if id(one) not in dropped:
                 memo[id(one)] = _hollow_parameter(one, how.cast)
         for one in model.buffers():
-            memo[id(one)] = _hollow_buffer(one, how.cast)
+            memo[id(one)] = _hollow_buffer(one)
         copied = copy.deepcopy(model, memo)
     for name, count in layers.items():
         parent, _, last = name.rpartition(".")
@@ -121,9 +121,9 @@ def _hollow_parameter(parameter: nn.Parameter, cast: torch.dtype | None) -> nn.P
     return nn.Parameter(torch.empty(whole_shape(parameter), dtype=kind), requires_grad=parameter.requires_grad)
 
 
-def _hollow_buffer(buffer: Tensor, cast: torch.dtype | None) -> Tensor:
+def _hollow_buffer(buffer: Tensor) -> Tensor:
     if buffer.is_floating_point():
-        return torch.empty(buffer.shape, dtype=cast or buffer.dtype)
+        return torch.empty(buffer.shape, dtype=buffer.dtype)
     with unset_fake_temporarily():
         return torch.zeros(buffer.shape, dtype=buffer.dtype)
 
