@@ -22,7 +22,7 @@ from typing import Any
 import bitsandbytes
 import torch
 from torch import nn
-from transformers import LlamaConfig, MixtralConfig, PreTrainedConfig, Qwen2Config, T5Config
+from transformers import LlamaConfig, MixtralConfig, Qwen2Config, T5Config
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -172,16 +172,12 @@ def measure(case: Case, folder: Path) -> dict[str, int]:
 
 
 def real_model(case: Case, folder: Path) -> GraphLLMForConditionalGeneration:
-    """Random weights, as `from_pretrained` would give them."""
+    """Random weights, loaded by `from_pretrained` in the case's type and packed as it says."""
     torch.manual_seed(0)
-    config: PreTrainedConfig = MODELS[case.model]
-    with torch.device("cpu"):
-        kind = type(language_model_shape(config, torch.float32))
-        language_model = kind(config).to(case.dtype)
-    if case.bits:
-        language_model.save_pretrained(folder / case.model)
-        settings = {"quantization_config": packing(case.bits, case.dtype), "dtype": case.dtype}
-        language_model = kind.from_pretrained(folder / case.model, **settings)
+    kind = type(language_model_shape(MODELS[case.model], torch.float32))
+    kind(MODELS[case.model]).save_pretrained(folder / case.model)
+    settings = {"quantization_config": packing(case.bits, case.dtype)} if case.bits else {}
+    language_model = kind.from_pretrained(folder / case.model, dtype=case.dtype, **settings)
     return with_graphs(language_model, GRAPH, VOCABULARY)
 
 
