@@ -137,6 +137,13 @@ def test_every_zero_stage_and_adaptation_equals_one_process(
     assert reports["zero1-lora"]["groups"] == [1e-3, 1e-2]
 
 
+def test_every_weight_of_a_model_in_16_bits_trains_under_zero3_close_to_32(launch, alone):
+    full = [*ADAPTATIONS["full"], "--deepspeed", "ds_configs/zero3.json"]
+    reports, _ = launch({"bf16": [*full, "--bf16", "True"]})
+    assert reports["bf16"]["partitioned"] == reports["bf16"]["parameters"]
+    assert reports["bf16"]["losses"] == pytest.approx(alone(*ADAPTATIONS["full"])[0], abs=0.05)
+
+
 def test_quantised_models_train_the_same_under_every_engine_that_takes_them(launch, alone):
     pytest.importorskip("bitsandbytes")
     # DDP first: a process in which DeepSpeed has run keeps accelerate's settings of it

@@ -202,16 +202,6 @@ def test_answers_are_asked_for_with_prompts_as_short_as_in_training(run, monkeyp
     assert seen["max_length"] == 512  # positions of the language model
 
 
-def test_memory_of_partitioned_parameters_is_that_of_the_whole_ones(build_model):
-    from training.memory import Step, estimate
-
-    whole, partitioned = build_model()[0], build_model()[0]
-    for parameter in partitioned.parameters():
-        parameter.ds_numel, parameter.data = parameter.numel(), torch.empty(0)
-    step = Step(batch=1, tokens=8, labels=2, world_size=2, zero_stage=3)
-    assert estimate(partitioned, whole.config.text_config, step) == estimate(whole, whole.config.text_config, step)
-
-
 def test_a_rank_that_a_matrix_does_not_have_is_said_with_its_name(build_model, caplog):
     from training.model import target_pattern, warn_of_full_rank
 
@@ -259,7 +249,7 @@ def test_dry_run_reports_without_training(language_model_folder, data, tmp_path,
     rooms = ["language_model", "LoRA adapters", "graph_encoder", "graph_projector", "frozen copies of PEFT"]
     assert sum(written[f"{room}/total"] for room in rooms) == written["all/total"]
     assert written["language_model/trainable"] == 0
-    assert written["memory/optimizer"] == 8 * written["all/trainable"]
+    assert written["memory/optimizer"] > 8 * written["all/trainable"]  # see test_memory.py
     assert written["steps/steps an epoch"] == SIZES["train"] / 4
     assert not output.exists()
 

@@ -10,10 +10,9 @@ from data_processor.preprocess import EncodedDataset
 from data_processor.schema import write_json
 from processing_graphllm import IGNORE_INDEX, GraphLLMProcessor
 from training.arguments import Arguments, TrainingArguments
-from training.deepspeed_file import zero_stage
-from training.memory import Step, estimate, format_memory, format_parameters, parameter_table
+from training.memory import GIB, estimate, format_memory, format_parameters, parameter_table, step_of
 
-SAMPLE = 256  # examples that the lengths are taken from
+SAMPLE = 256  # examples of which the longest make the batch that is traced
 
 
 def dry_run(
@@ -21,17 +20,21 @@ def dry_run(
 ) -> tuple[str, dict[str, float]]:
     """The report as text, and its figures by name, which also go to --json if that is given."""
     table = parameter_table(model)
-    step = measure(arguments, train)
-    memory = estimate(model, model.config.text_config, step)
+    text_config = model.config.text_config
+    step = step_of(arguments.training, text_config.hidden_size, arguments.lora.loraplus_lr_ratio)
+    found = estimate(model, longest_batch(arguments.training, processor, train), step)
+    memory, others = found.table(), found.elsewhere()
     counts = steps(arguments.training, len(train))
     report = [
         format_parameters(table),
         f"the first example; what is trained stands in «»\n\n{rendered(train[0], processor)}",
-        format_memory(memory),
+        format_memory(memory) + format_elsewhere(others),
         ", ".join(f"{name} {value:,}" for name, value in counts.items()),
     ]
     figures = {f"{room}/{name}": float(value) for room, row in table.items() for name, value in row.items()}
-    figures |= {f"memory/{name}": size for name, (size, _) in memory.items()}
+    figures |= {f"memory/{name}": float(row.gpu) for name, row in memory.items()}
+    figures |= {f"memory_host/{name}": float(row.host) for name, row in memory.items() if row.host}
+    figures |= {f"memory_on_gpus/{count}": float(size) for count, size in others.items()}
     figures |= {f"steps/{name}": float(value) for name, value in counts.items()}
     write_figures(arguments, figures)
     return "\n\n".join(report), figures
@@ -43,23 +46,20 @@ def write_figures(arguments: Arguments, figures: dict[str, float]) -> None:
         write_json(arguments.run.json, figures)
 
 
-def measure(arguments: Arguments, train: EncodedDataset) -> Step:
-    """The step that the flags and the first examples describe."""
-    training = arguments.training
-    sample = [train[i] for i in range(min(SAMPLE, len(train)))]
-    labels = [sum(label != IGNORE_INDEX for label in one["labels"]) for one in sample]
-    mixed = training.bf16 or training.fp16
-    return Step(
-        batch=training.per_device_train_batch_size,
-        tokens=max(len(one["input_ids"]) for one in sample),
-        labels=sum(labels) / len(labels),
-        world_size=training.world_size,
-        zero_stage=zero_stage(training),
-        half=bool(training.deepspeed and mixed),
-        activation_bytes=2 if mixed else 4,
-        checkpointing=bool(training.activation_checkpointing),
-        optimizer=training.optim,
-    )
+def longest_batch(
+    training: TrainingArguments, processor: GraphLLMProcessor, train: EncodedDataset
+) -> dict[str, Any]:
+    """The batch of one GPU that the longest of the first examples make."""
+    sample = sorted((train[i] for i in range(min(SAMPLE, len(train)))), key=lambda one: -len(one["input_ids"]))
+    count = training.per_device_train_batch_size
+    return dict(processor.pad([sample[i % len(sample)] for i in range(count)]))
+
+
+def format_elsewhere(sizes: dict[int, float]) -> str:
+    """`all` on other numbers of GPUs, as a line of text."""
+    if not sizes:
+        return ""
+    return "\nall, GiB on each of so many GPUs: " + ", ".join(f"{n}: {size / GIB:.2f}" for n, size in sizes.items())
 
 
 def steps(training: TrainingArguments, examples: int) -> dict[str, int]:

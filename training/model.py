@@ -49,6 +49,8 @@ def build_model(
         return with_adapters(model, arguments)
     if arguments.adaptation == "frozen":
         freeze_language_model(model)
+    elif zero_stage(arguments.training) == 3:
+        as_one_type(model)
     return model
 
 
@@ -139,6 +141,16 @@ def language_model_kwargs(arguments: Arguments) -> dict[str, Any]:
         if zero_stage(training) != 3:  # which places its parts itself
             kwargs["device_map"] = {"": "cpu" if training.use_cpu else int(os.environ.get("LOCAL_RANK", "0"))}
     return kwargs
+
+
+def as_one_type(model: PreTrainedModel) -> None:
+    """The graph's modules in the language model's type: ZeRO-3 joins all trained weights in tensors of one type.
+
+    Its optimizer keeps 32-bit copies of them, as of the language model's.
+    """
+    kind = next(model.language_model.parameters()).dtype
+    model.graph_encoder.to(kind)
+    model.graph_projector.to(kind)
 
 
 def freeze_language_model(model: PreTrainedModel) -> None:
