@@ -665,6 +665,7 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> ModelOutput:
         """One pass over text and graphs.
@@ -679,6 +680,7 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
             decoder_input_ids, encoder_outputs: for an encoder-decoder language model.
             labels: (B, T) next to `input_ids`, or (B, L) for an encoder-decoder; -100 where nothing is to be learnt.
             num_items_in_batch: the count that the summed loss is divided by; by default the labels of this batch.
+            cache: the name of `past_key_values` from transformers 5.24 on.
             kwargs: handed to the language model.
 
         Returns:
@@ -704,10 +706,12 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
             "use_cache": self.config.use_cache and not self.training if use_cache is None else use_cache,
             "return_dict": True,
         }
+        if cache is not None:
+            arguments["cache"] = cache
         if self.config.is_encoder_decoder:
             arguments |= {"decoder_input_ids": decoder_input_ids, "encoder_outputs": encoder_outputs}
             return self._forward_encoder_decoder(arguments, labels, num_items_in_batch)
-        if position_ids is None and past_key_values is None and attention_mask is not None:
+        if position_ids is None and past_key_values is None and cache is None and attention_mask is not None:
             position_ids = (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)  # (B, T)
         if "position_ids" in self._language_model_arguments:
             arguments["position_ids"] = position_ids
