@@ -185,6 +185,13 @@ class EvidenceFinder:
                 known.setdefault(pair.question, (split, pair))
         return known
 
+    def examples(self, count: int) -> list[str]:
+        """So many questions of the data's own, spread over its test split; none where it has none."""
+        splits = {split for split, _ in self._known.values()}
+        best = next((split for split in (*FIRST, *sorted(splits)) if split in splits), None)
+        first = [question for question, (split, _) in self._known.items() if split == best]
+        return first[:: max(1, len(first) // count)][:count]
+
     def find(self, question: str) -> Evidence:
         """What the graph says to a question.
 
