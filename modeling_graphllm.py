@@ -680,7 +680,7 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
             decoder_input_ids, encoder_outputs: for an encoder-decoder language model.
             labels: (B, T) next to `input_ids`, or (B, L) for an encoder-decoder; -100 where nothing is to be learnt.
             num_items_in_batch: the count that the summed loss is divided by; by default the labels of this batch.
-            cache: the name of `past_key_values` from transformers 5.24 on.
+            cache: another name of `past_key_values`, see `cache_argument`.
             kwargs: handed to the language model.
 
         Returns:
@@ -701,13 +701,11 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
         arguments = {
             **kwargs,
             "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
+            self.cache_argument: past_key_values if cache is None else cache,
             "inputs_embeds": inputs_embeds,
             "use_cache": self.config.use_cache and not self.training if use_cache is None else use_cache,
             "return_dict": True,
         }
-        if cache is not None:
-            arguments["cache"] = cache
         if self.config.is_encoder_decoder:
             arguments |= {"decoder_input_ids": decoder_input_ids, "encoder_outputs": encoder_outputs}
             return self._forward_encoder_decoder(arguments, labels, num_items_in_batch)
@@ -716,6 +714,11 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
         if "position_ids" in self._language_model_arguments:
             arguments["position_ids"] = position_ids
         return self._forward_decoder(arguments, labels, logits_to_keep, num_items_in_batch)
+
+    @property
+    def cache_argument(self) -> str:
+        """The language model's own name for past keys and values: `cache` from transformers 5.24 on."""
+        return "cache" if "cache" in self._language_model_arguments else "past_key_values"
 
     def _forward_decoder(
         self,

@@ -26,7 +26,7 @@ Message = dict[str, Any]
 def answer_texts(
     model: PreTrainedModel,
     processor: GraphLLMProcessor,
-    prompts: Sequence[Message],
+    prompts: Sequence[list[Message]],
     max_new_tokens: int = 32,
     max_length: int | None = None,
     share: bool = True,
@@ -35,12 +35,12 @@ def answer_texts(
 
     Args:
         model, processor: in evaluation mode, and its processor.
-        prompts: a user's message each, see `PromptWriter`.
+        prompts: messages that end with a user's, see `PromptWriter`.
         max_new_tokens, max_length: the longest answer and prompt, in tokens.
         share: the beginning that the prompts have in common, graph and facts, goes through the model once. The
             answers are the same without.
     """
-    encoded = [processor.encode([prompt], max_length) for prompt in prompts]
+    encoded = [processor.encode(prompt, max_length) for prompt in prompts]
     shared = shared_tokens(encoded, processor.graph_token_id) if share and len(encoded) > 1 else 0
     if shared < LEAST_SHARED or model.config.is_encoder_decoder:
         inputs = dict(processor.pad(encoded).to(model.device))
@@ -101,13 +101,13 @@ def begun_together(
     ends = [{**one, "input_ids": one["input_ids"][shared:]} for one in encoded]
     rest = dict(processor.pad([{**one, "graphs": []} if has_graphs else one for one in ends]).to(model.device))
     cache = DynamicCache(config=model.config.text_config)
-    model(**first, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(**first, cache=cache, use_cache=True, logits_to_keep=1)
     cache.batch_repeat_interleave(len(encoded))
     whole = {
         name: torch.cat([first[name].expand(len(encoded), -1), rest[name]], dim=1)
         for name in ("input_ids", "attention_mask")
     }
-    return {**rest, **whole, "past_key_values": cache}
+    return {**rest, **whole, model.cache_argument: cache}
 
 
 class Stopped(StoppingCriteria):
@@ -123,7 +123,7 @@ class Stopped(StoppingCriteria):
 def stream_text(
     model: PreTrainedModel,
     processor: GraphLLMProcessor,
-    prompt: Message,
+    prompt: list[Message],
     max_new_tokens: int = 32,
     max_length: int | None = None,
 ) -> Iterator[str]:
@@ -131,7 +131,7 @@ def stream_text(
 
     The model runs in a thread; it stops soon after the iterator is closed.
     """
-    inputs = dict(processor.pad([processor.encode([prompt], max_length)]).to(model.device))
+    inputs = dict(processor.pad([processor.encode(prompt, max_length)]).to(model.device))
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     closed = threading.Event()
     stop = StoppingCriteriaList([Stopped(closed)])

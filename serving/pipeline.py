@@ -133,10 +133,10 @@ class GraphQAPipeline:
         """
         return stream_text(self.model, self.processor, self._prompt(question, evidence), **self._limits)
 
-    def _prompt(self, question: str, evidence: Evidence | None) -> Message:
+    def _prompt(self, question: str, evidence: Evidence | None) -> list[Message]:
         if evidence is None:
-            return {"role": "user", "content": [{"type": "text", "text": question}]}
-        return self.writer.prompt(question, evidence.subgraph, evidence.text)
+            return [{"role": "user", "content": [{"type": "text", "text": question}]}]
+        return [self.writer.prompt(question, evidence.subgraph, evidence.text)]
 
 
 def check_features(model: str, wanted: str | None, graph: KnowledgeGraph) -> None:

@@ -128,7 +128,7 @@ def test_the_shared_beginning_gives_the_logits_of_the_whole_prompts(pipeline):
 
     model, processor, evidence = pipeline.model, pipeline.processor, pipeline.find(EMMA)
     prompts = [pipeline._prompt(question, evidence) for question in (EMMA, "a much longer question about thing4?")]
-    encoded = [processor.encode([prompt]) for prompt in prompts]
+    encoded = [processor.encode(prompt) for prompt in prompts]
     shared = shared_tokens(encoded, processor.graph_token_id)
     assert shared > 50
     batch = begun_together(model, processor, encoded, shared)
@@ -143,7 +143,7 @@ def test_prompts_of_different_graphs_share_no_graph(pipeline):
     from serving.answering import shared_tokens
 
     evidence = pipeline.find(EMMA), pipeline.find("what is next to thing12?")
-    encoded = [pipeline.processor.encode([pipeline._prompt("the same question", one)]) for one in evidence]
+    encoded = [pipeline.processor.encode(pipeline._prompt("the same question", one)) for one in evidence]
     same = [encoded[0], {**encoded[0]}]
     graph_token = pipeline.processor.graph_token_id
     assert shared_tokens(same, graph_token) == len(encoded[0]["input_ids"]) - 1
@@ -255,4 +255,4 @@ print(json.dumps([len(expected), len(different)]))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT,
                           env=environment)  # fmt: skip
     asked, different = json.loads(done.stdout.splitlines()[-1])
-    assert asked > 500 and different == 0
+    assert asked > 400 and different == 0
