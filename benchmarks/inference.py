@@ -2,8 +2,8 @@
 
 Batches of 16 questions in two settings, in interleaved rounds:
 
-    one subgraph   16 questions about one retrieved subgraph, as in a conversation or a study of one entity, with facts of
-                   about 410 tokens (GRetriever cuts them at 512): ours (`serving.answering.answer_texts`) reads graph
+    one subgraph   16 questions about one retrieved subgraph, as in a conversation or a study of one entity, with facts
+                   of about 410 tokens (G-Retriever cuts at 512): ours (`serving.answering.answer_texts`) reads graph
                    and facts once for all of them
     own subgraphs  every question has its own, with facts of about 140 tokens: there is nothing to share, both do the
                    same work
@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Answers a second beside PyG's GRetriever, and a cold start.")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--new_tokens", type=int, nargs="+", default=[8], help="of an answer; the first one's figures count")
+    parser.add_argument("--new_tokens", type=int, nargs="+", default=[8], help="of an answer; the first counts")
     parser.add_argument("--demo", type=Path, default=Path("output/demo"))
     parser.add_argument("--starts", type=int, default=3)
     arguments = parser.parse_args(argv)
