@@ -63,10 +63,10 @@ def lines(evidence: "Evidence") -> Iterator[str]:
     elif not evidence.facts:
         yield f"  No fact, only {', '.join(node.name for node in evidence.nodes[:FACTS])}."
     for head, relation, tail, score in evidence.facts[:FACTS]:
-        yield f"  {score:7.3f}  {head} | {relation} | {tail}"
+        yield f"  {score:7.3f}  {head} | {relation} | {tail}" if evidence.scored else f"  {head} | {relation} | {tail}"
     more = len(evidence.facts) - FACTS
     if more > 0:
-        yield f"           and {more} more"
+        yield f"  and {more} more"
     for one in evidence.documents:
         yield f"  {one.score:7.3f}  {one.title or one.id}: {short(one.text)}"
     if evidence.nodes:

@@ -8,6 +8,7 @@ from data_processor.picture import clean, edge_parts, name_parts, opening, sheet
 from serving.evidence import Evidence, Node
 
 MAX_NODES = 40
+SHRUNK = 0.7  # of the sheet of a file: the column of a page is narrower, and names must be read
 LOW, HIGH = (222, 235, 247), (8, 81, 156)  # colours of the lowest and the highest score
 RING = "#dd6b20"  # around nodes that the question names
 
@@ -17,7 +18,7 @@ def picture(evidence: Evidence) -> str:
     nodes = evidence.nodes[:MAX_NODES]
     edges = [edge for edge in evidence.edges if max(edge.source, edge.target) < len(nodes)]
     edge_index = np.array([[edge.source for edge in edges], [edge.target for edge in edges]], dtype=np.int64)
-    width, height = sheet(len(nodes))
+    width, height = (round(SHRUNK * side) for side in sheet(len(nodes)))
     places = spread(len(nodes), edge_index, width, height)
     parts = [
         *opening(width, height),

@@ -88,6 +88,11 @@ class Evidence:
         """(head, relation, tail, score) of every edge, best first."""
         return [(self.nodes[e.source].name, e.relation, self.nodes[e.target].name, e.score) for e in self.edges]
 
+    @property
+    def scored(self) -> bool:
+        """Whether the edges have scores; those of subgraphs that came with the data have none."""
+        return any(edge.score for edge in self.edges)
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 FACTS, EXAMPLES = 30, 4
 STYLE = """
-.facts {width: 100%; border-collapse: collapse} .facts td {padding: 2px 8px; border-top: 1px solid #e2e8f0}
-.facts td.score, .document .score {color: #718096; font-variant-numeric: tabular-nums}
-.document {margin: 0 0 .8em} .picture svg {width: 100%; height: auto; max-height: 70vh}
+.facts {width: 100%; border-collapse: collapse}
+.facts, .facts tr, .facts td {border: 0 !important} .facts td {padding: 3px 8px !important}
+.facts tr + tr td {border-top: 1px solid #e2e8f0 !important}
+.facts .score, .document .score {color: #718096; font-variant-numeric: tabular-nums}
+.document {margin: 0 0 .8em} .picture svg {width: 100%; height: auto; max-height: 70vh; border: 1px solid #e2e8f0}
 """
 Shown = tuple[str, str, str, str]  # answer, picture, facts, documents; the last three are HTML
 
@@ -34,11 +36,13 @@ def web(argv: Sequence[str]) -> None:
     arguments = flags.parse_args(argv)
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("the page needs Gradio: pip install gradio; or ask in the terminal: python -m serving chat")
-    serve(load(arguments), arguments.port)
+    blocks = serve(load(arguments), arguments.port)
+    print(f"{blocks.local_url}  Ctrl-C ends it.", flush=True)
+    blocks.block_thread()
 
 
-def serve(pipeline: "GraphQAPipeline", port: int, wait: bool = True) -> str:
-    """Serves the page; returns its address once it is there, and with `wait` only when the process is interrupted.
+def serve(pipeline: "GraphQAPipeline", port: int) -> "Blocks":
+    """Serves the page from a thread; `local_url` is its address.
 
     Raises:
         ValueError: the port is taken.
@@ -47,14 +51,15 @@ def serve(pipeline: "GraphQAPipeline", port: int, wait: bool = True) -> str:
     import gradio
 
     local = gradio.themes.Default(font=["sans-serif"], font_mono=["monospace"])  # the usual ones are Google's
+    blocks = page(pipeline)
     try:
-        _, address, _ = page(pipeline).launch(
-            server_name=HOST, server_port=port, share=False, inbrowser=False, prevent_thread_lock=not wait,
+        blocks.launch(
+            server_name=HOST, server_port=port, share=False, inbrowser=False, prevent_thread_lock=True, quiet=True,
             footer_links=[], theme=local, css=STYLE, ssr_mode=False, enable_monitoring=False, mcp_server=False,
         )  # fmt: skip
     except OSError as error:
         raise ValueError(f"port {port} of {HOST} cannot be used ({error}); choose another with --port") from error
-    return address
+    return blocks
 
 
 def page(pipeline: "GraphQAPipeline") -> "Blocks":
@@ -115,18 +120,24 @@ def facts_html(evidence: "Evidence") -> str:
     """A row a fact, best first."""
     named = "" if evidence.named else "<p>The question names nothing in the graph; what is nearest was taken.</p>"
     rows = "".join(
-        f'<tr>{"".join(f"<td>{safe(name)}</td>" for name in names)}<td class="score">{score:.3f}</td></tr>'
+        f'<tr>{score_cell(score) if evidence.scored else ""}{"".join(f"<td>{safe(name)}</td>" for name in names)}</tr>'
         for *names, score in evidence.facts[:FACTS]
     )
     more = len(evidence.facts) - FACTS
     left_out = f"<p>and {more} more</p>" if more > 0 else ""
     counts = f"{len(evidence.nodes)} nodes, {len(evidence.edges)} facts by {safe(evidence.method)}"
-    return f'{named}<table class="facts">{rows}</table>{left_out}<p>{counts}</p>'
+    return f'{named}<h4>Facts</h4><table class="facts">{rows}</table>{left_out}<p>{counts}</p>'
+
+
+def score_cell(score: float) -> str:
+    """A cell with a score."""
+    return f'<td class="score">{score:.3f}</td>'
 
 
 def documents_html(evidence: "Evidence") -> str:
     """A paragraph a document, best first."""
-    return "".join(
+    heading = "<h4>Documents</h4>" if evidence.documents else ""
+    return heading + "".join(
         f'<div class="document"><b>{safe(one.title or one.id)}</b> <span class="score">{one.score:.3f}</span><br>'
         f"{safe(one.text)}</div>"
         for one in evidence.documents
