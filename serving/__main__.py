@@ -1,13 +1,14 @@
-"""What is done with a trained model: `python -m serving <chat|web> --help`."""
+"""What is done with a trained model: `python -m serving <chat|web|export> --help`."""
 
 import logging
 import sys
 from collections.abc import Callable, Sequence
 
 from serving.chat import chat
+from serving.export_command import export
 from serving.web import web
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"chat": chat, "web": web}
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"chat": chat, "web": web, "export": export}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
