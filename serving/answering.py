@@ -1,7 +1,7 @@
 """Prompts to answers: one batch, in which what all prompts begin with is read once; or one answer in pieces."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -127,7 +127,7 @@ def stream_text(
     max_new_tokens: int = 32,
     max_length: int | None = None,
 ) -> Iterator[str]:
-    """The pieces of one answer as they come; together, and stripped, they are what `answer_texts` gives.
+    """The pieces of one answer as they come, words or parts of them; together they are what `answer_texts` gives.
 
     The model runs in a thread; it stops soon after the iterator is closed.
     """
@@ -141,7 +141,19 @@ def stream_text(
         )
         running.add_done_callback(lambda _: streamer.on_finalized_text("", stream_end=True))  # also after an error
         try:
-            yield from filter(None, streamer)
+            yield from stripped(streamer)
         finally:
             closed.set()
         running.result()
+
+
+def stripped(pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces of a text without white space at its two ends; none is empty."""
+    begun, held = False, ""
+    for piece in pieces:
+        text = held + piece if begun else piece.lstrip()
+        kept = text.rstrip()
+        held = text[len(kept) :]
+        if kept:
+            begun = True
+            yield kept

@@ -106,7 +106,6 @@ def answered(pipeline: "GraphQAPipeline", question: str, without_graph: bool) ->
     for piece in pipeline.stream(question, evidence):
         text += piece
         yield text, *shown
-    yield text.strip(), *shown
 
 
 def html(evidence: "Evidence") -> tuple[str, str, str]:

@@ -81,8 +81,16 @@ def test_evidence_says_names_relations_scores_and_seeds(pipeline):
 
 def test_the_pieces_of_a_stream_are_the_answer(pipeline):
     pieces = list(pipeline.stream(EMMA, pipeline.find(EMMA)))
-    assert "".join(pieces).strip() == pipeline.ask(EMMA).answer
+    assert "".join(pieces) == pipeline.ask(EMMA).answer
     assert len(pieces) > 1 and all(pieces)
+
+
+@pytest.mark.parametrize("pieces", [[" a", " ", "b c ", "", " d", "  "], ["", "  "], ["a"], []])
+def test_a_stream_has_no_white_space_at_its_ends(pieces):
+    from serving.answering import stripped
+
+    found = list(stripped(pieces))
+    assert "".join(found) == "".join(pieces).strip() and all(found)
 
 
 def test_a_stream_that_is_closed_early_stops_the_model(pipeline, monkeypatch):

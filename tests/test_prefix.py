@@ -55,7 +55,7 @@ def test_the_language_model_alone_answers_from_them(folders, messages):
     tokens = alone.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=12, **PLAIN_SEARCH)
     whole = GraphLLMForConditionalGeneration.from_pretrained(model).eval()
     (expected,) = answer_texts(whole, prefix.processor, [messages], max_new_tokens=12)
-    assert prefix.processor.tokenizer.decode(tokens[0], skip_special_tokens=True) == expected and len(expected) == 12
+    assert prefix.processor.tokenizer.decode(tokens[0], skip_special_tokens=True).strip() == expected != ""
 
 
 def test_a_model_with_adapters_must_be_merged_first(folders, tmp_path, capsys):

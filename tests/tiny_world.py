@@ -61,10 +61,11 @@ def write_model(folder: Path, trained: dict[str, Any]) -> Path:
 
     tokenizer = build_tokenizer()
     language_model = build_language_model(tie_word_embeddings=False, initializer_range=0.4)
-    letters = tokenizer.convert_tokens_to_ids(list("abcdefghijklmnopqrstuvwxyz"))
+    letters = tokenizer.convert_tokens_to_ids(list("abcdefghijklmnopqrstuvwxyz\u0120"))  # the last one is the space
     silent = [place for place in range(len(tokenizer)) if place not in letters]
     with torch.no_grad():
         language_model.lm_head.weight[silent] = 0  # never the first choice
+        language_model.lm_head.weight[letters[-1]] *= 2  # words are short
     language_model.save_pretrained(folder / "language_model")
     tokenizer.save_pretrained(folder / "language_model")
     graph = GraphConfig(feature_dim=8, edge_feature_dim=8, hidden_dim=8, num_layers=2, num_heads=2, num_tokens=3)
