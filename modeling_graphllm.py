@@ -665,6 +665,7 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> ModelOutput:
         """One pass over text and graphs.
@@ -680,6 +681,7 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
             decoder_input_ids, encoder_outputs: for an encoder-decoder language model.
             labels: (B, T) next to `input_ids`, or (B, L) for an encoder-decoder; -100 where nothing is to be learnt.
             num_items_in_batch: the count that the summed loss is divided by; by default the labels of this batch.
+            cache: another name of `past_key_values`, see `cache_argument`.
             kwargs: handed to the language model.
 
         Returns:
@@ -700,7 +702,7 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
         arguments = {
             **kwargs,
             "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
+            self.cache_argument: past_key_values if cache is None else cache,
             "inputs_embeds": inputs_embeds,
             # a loss needs no cache, and with one transformers takes a packed row for a single sequence
             "use_cache": self.config.use_cache and not self.training and labels is None
@@ -711,11 +713,16 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
         if self.config.is_encoder_decoder:
             arguments |= {"decoder_input_ids": decoder_input_ids, "encoder_outputs": encoder_outputs}
             return self._forward_encoder_decoder(arguments, labels, num_items_in_batch)
-        if position_ids is None and past_key_values is None and attention_mask is not None:
+        if position_ids is None and past_key_values is None and cache is None and attention_mask is not None:
             position_ids = (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)  # (B, T)
         if "position_ids" in self._language_model_arguments:
             arguments["position_ids"] = position_ids
         return self._forward_decoder(arguments, labels, logits_to_keep, num_items_in_batch)
+
+    @property
+    def cache_argument(self) -> str:
+        """The language model's own name for past keys and values: `cache` from transformers 5.24 on."""
+        return "cache" if "cache" in self._language_model_arguments else "past_key_values"
 
     def _forward_decoder(
         self,

@@ -24,6 +24,60 @@ ANSWER_SEPARATOR = " | "
 Example = dict[str, Any]
 
 
+class PromptWriter:
+    """What the model is shown of a question: the same for a split and for a live question.
+
+    Args:
+        graph: the graph.
+        use_graph: put the graph into the message; needs an embedded graph.
+        use_text: put the facts into the message, except for questions with `"text": false`.
+        text_style: `triples` or `tables`, see `KnowledgeGraph.to_text`.
+        max_text_tokens: whole rows of the text, worst score first, are left out until it fits.
+        tokenizer: counts those tokens.
+
+    Raises:
+        ValueError: the graph has no features.
+    """
+
+    def __init__(
+        self,
+        graph: KnowledgeGraph,
+        use_graph: bool = True,
+        use_text: bool = True,
+        text_style: str = "triples",
+        max_text_tokens: int | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        if use_graph and graph.node_features is None:
+            raise ValueError(
+                f"The graph in {graph.path} has no features. Run: python -m data_processor embed --graph "
+                f"{graph.path} --encoder hashing"
+            )
+        self.graph, self.use_graph, self.use_text = graph, use_graph, use_text
+        self.text_style, self.max_text_tokens, self.tokenizer = text_style, max_text_tokens, tokenizer
+
+    def prompt(self, question: str, subgraph: Subgraph, text: bool = True) -> dict[str, Any]:
+        """The user's message: the graph, then the facts as text (not with `text=False`), then the question."""
+        content = [{"type": "graph", "graph": self.tensors(subgraph)}] if self.use_graph else []
+        facts = self._facts(subgraph) if self.use_text and text else ""
+        # apart from the question: if both are too long, the facts lose their last rows and the question stays
+        content += [{"type": "text", "text": f"{facts}\n"}] if facts else []
+        content.append({"type": "text", "text": question})
+        return {"role": "user", "content": content}
+
+    def _facts(self, subgraph: Subgraph) -> str:
+        return self.graph.to_text(subgraph, self.max_text_tokens, self.tokenizer, self.text_style).rstrip("\n")
+
+    def tensors(self, subgraph: Subgraph) -> dict[str, torch.Tensor]:
+        """`node_features` (n, F) and `edge_features` (e, F') float32, `edge_index` (2, e) int64 with local ids."""
+        edge_index, relations = self.graph.local(subgraph)
+        return {
+            "node_features": torch.from_numpy(self.graph.node_features[subgraph.nodes].astype(np.float32)),
+            "edge_index": torch.from_numpy(edge_index),
+            "edge_features": torch.from_numpy(self.graph.relation_features[relations].astype(np.float32)),
+        }
+
+
 class GraphQADataset(Dataset):
     """The questions of one split with their retrieved subgraphs.
 
@@ -33,11 +87,7 @@ class GraphQADataset(Dataset):
     Args:
         data_path: a folder with graph/, qa/{split}.jsonl and subgraphs/{split}/.
         split: train, validation or test.
-        use_graph: put the graph into the message; needs an embedded graph.
-        use_text: put the facts into the message, except for questions with `"text": false`.
-        text_style: `triples` or `tables`, see `KnowledgeGraph.to_text`.
-        max_text_tokens: whole rows of the text, worst score first, are left out until it fits.
-        tokenizer: counts those tokens.
+        use_graph, use_text, text_style, max_text_tokens, tokenizer: see `PromptWriter`.
 
     Raises:
         ValueError: a part of the folder is missing, or the graph has no features.
@@ -61,15 +111,9 @@ class GraphQADataset(Dataset):
         self.pairs = read_qa(self.path)
         if not self.pairs:
             raise ValueError(f"{self.path} holds no question.")
-        self.use_graph, self.use_text = use_graph, use_text
-        self.text_style, self.max_text_tokens, self.tokenizer = text_style, max_text_tokens, tokenizer
         self.graph = KnowledgeGraph.open(folder / "graph")
         self.subgraphs = SubgraphStore.open(folder / "subgraphs" / split)
-        if use_graph and self.graph.node_features is None:
-            raise ValueError(
-                f"The graph in {folder / 'graph'} has no features. Run: python -m data_processor embed --graph "
-                f"{folder / 'graph'} --encoder hashing"
-            )
+        self.writer = PromptWriter(self.graph, use_graph, use_text, text_style, max_text_tokens, tokenizer)
 
     @property
     def feature_dim(self) -> int:
@@ -109,34 +153,18 @@ class GraphQADataset(Dataset):
         return subgraph
 
     def _messages(self, pair: QAPair, subgraph: Subgraph) -> list[dict[str, Any]]:
-        content = [{"type": "graph", "graph": self.tensors(subgraph)}] if self.use_graph else []
-        facts = self._facts(subgraph) if self.use_text and pair.text else ""
-        # apart from the question: if both are too long, the facts lose their last rows and the question stays
-        content += [{"type": "text", "text": f"{facts}\n"}] if facts else []
-        content.append({"type": "text", "text": pair.question})
         answer = [{"type": "text", "text": ANSWER_SEPARATOR.join(pair.answers)}]
-        return [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-
-    def _facts(self, subgraph: Subgraph) -> str:
-        return self.graph.to_text(subgraph, self.max_text_tokens, self.tokenizer, self.text_style).rstrip("\n")
-
-    def tensors(self, subgraph: Subgraph) -> dict[str, torch.Tensor]:
-        """`node_features` (n, F) and `edge_features` (e, F') float32, `edge_index` (2, e) int64 with local ids."""
-        edge_index, relations = self.graph.local(subgraph)
-        return {
-            "node_features": torch.from_numpy(self.graph.node_features[subgraph.nodes].astype(np.float32)),
-            "edge_index": torch.from_numpy(edge_index),
-            "edge_features": torch.from_numpy(self.graph.relation_features[relations].astype(np.float32)),
-        }
+        return [self.writer.prompt(pair.question, subgraph, pair.text), {"role": "assistant", "content": answer}]
 
     def graphs(self, index: int) -> list[dict[str, torch.Tensor]]:
         """The graphs of item `index` in the order of its messages."""
-        return [self.tensors(self.subgraph(self.pairs[index]))] if self.use_graph else []
+        return [self.writer.tensors(self.subgraph(self.pairs[index]))] if self.writer.use_graph else []
 
     @property
     def fingerprint(self) -> str:
         """A digest of everything that an item depends on."""
-        settings = [self.use_graph, self.use_text, self.text_style, self.max_text_tokens]
+        writer = self.writer
+        settings = [writer.use_graph, writer.use_text, writer.text_style, writer.max_text_tokens]
         return digest(self.path.read_bytes(), self.graph.manifest, self.subgraphs.manifest, settings)
 
 

@@ -67,25 +67,47 @@ def draw(
     """
     count = min(len(names), MAX_NODES)
     drawn = np.flatnonzero((edge_index < count).all(axis=0))
-    scale = max(1.0, (count / FEW_NODES) ** 0.5)
-    width, height = round(WIDTH * scale), round(HEIGHT * scale)
-    places = layout(count, edge_index[:, drawn]) * [width - 2 * MARGIN, height - 2 * MARGIN - TOP]
-    places += [MARGIN, MARGIN + TOP / 2]
+    width, height = sheet(count)
+    places = spread(count, edge_index[:, drawn], width, height)
     note = "" if count == len(names) else f" (the best {count} of {len(names)} nodes)"
-    lines = bundles(edge_index[:, drawn], [relations[edge] for edge in drawn.tolist()])
     parts = [
+        *opening(width, height),
+        f'<text x="20" y="32" font-size="20">{clean(title, round(width / 12))}{note}</text>',
+        *legend(kinds[:count]),
+        *edge_parts(places, edge_index[:, drawn], [relations[edge] for edge in drawn.tolist()]),
+        *node_parts(places, names[:count], kinds),
+    ]
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def sheet(count: int) -> tuple[int, int]:
+    """Width and height of the picture of so many nodes."""
+    scale = max(1.0, (count / FEW_NODES) ** 0.5)
+    return round(WIDTH * scale), round(HEIGHT * scale)
+
+
+def spread(count: int, edge_index: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The layout (n, 2) on a sheet, margins and the title's line left free."""
+    return layout(count, edge_index) * [width - 2 * MARGIN, height - 2 * MARGIN - TOP] + [MARGIN, MARGIN + TOP / 2]
+
+
+def opening(width: int, height: int) -> list[str]:
+    """What a picture begins with: the sheet and the tip of its arrows."""
+    return [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif"'
         f' font-size="{NAME_SIZE}">',
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="16" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         f'<path d="M0 0L8 4L0 8z" fill="{GREY}"/></marker></defs>',
         f'<rect width="{width}" height="{height}" fill="white"/>',
-        f'<text x="20" y="32" font-size="20">{clean(title, round(width / 12))}{note}</text>',
-        *legend(kinds[:count]),
-        *(line_svg(places[source], places[target], names) for (source, target), names in lines.items()),
-        *edge_labels(places, lines),
-        *node_parts(places, names[:count], kinds),
     ]
-    return "\n".join([*parts, "</svg>\n"])
+
+
+def edge_parts(places: np.ndarray, edge_index: np.ndarray, relations: Sequence[str]) -> Iterator[str]:
+    """The lines of the edges, and then the names of their relations."""
+    lines = bundles(edge_index, relations)
+    for (source, target), names in lines.items():
+        yield line_svg(places[source], places[target], names)
+    yield from edge_labels(places, lines)
 
 
 def bundles(edge_index: np.ndarray, relations: Sequence[str]) -> dict[tuple[int, int], list[str]]:
@@ -144,11 +166,16 @@ def edge_labels(places: np.ndarray, lines: dict[tuple[int, int], list[str]]) -> 
 
 
 def node_parts(places: np.ndarray, names: Sequence[str], kinds: Sequence[str]) -> Iterator[str]:
-    """The dots of the nodes and then their names, each below, above or beside its dot, where it covers least."""
+    """The dots of the nodes, and then their names."""
     for place, name, kind in zip(places, names, kinds, strict=False):
         x, y = place
         told = f"<title>{clean(name, 500)}</title>"
         yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7" fill="{COLOURS[kind]}">{told}</circle>'
+    yield from name_parts(places, names)
+
+
+def name_parts(places: np.ndarray, names: Sequence[str]) -> Iterator[str]:
+    """The names of nodes, each below, above or beside its dot, where it covers least."""
     taken = [Box(x - 8, y - 8, x + 8, y + 8) for x, y in places.tolist()]
     for (x, y), name in zip(places.tolist(), names, strict=True):
         shown = name if len(name) <= NAME_LETTERS else name[: NAME_LETTERS - 3] + "..."

@@ -12,7 +12,6 @@
 
 import argparse
 import contextlib
-import json
 import logging
 import os
 import platform
@@ -28,6 +27,7 @@ from evaluation.demo import demo_metrics, demo_predictions
 from evaluation.judge_command import add_judge_commands
 from evaluation.metrics import chance, majority_baseline, score
 from evaluation.report import check_same_ids, compare, read_predictions, read_run, verdict, write_report
+from evaluation.trained import longest_prompt, shown_in_training, trained_with
 
 if TYPE_CHECKING:
     from data_processor.dataset import ConversationDataset, GraphQADataset
@@ -108,18 +108,6 @@ def _add_generate(commands: Any) -> None:
                          help="the language model in four bits, as --q_lora trains it (not verified on a GPU)")
 
 
-def trained_with(model: str) -> Row:
-    """The flags of the model's training, from the run.json of its folder or repository; without one, none."""
-    from transformers.utils import cached_file
-
-    absent = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    record = cached_file(model, "run.json", **absent)
-    if record is None:
-        logger.warning("%s has no run.json: what flags do not say is as training has it by default.", model)
-        return {}
-    return json.loads(Path(record).read_text(encoding="utf-8"))["arguments"]
-
-
 def load(arguments: argparse.Namespace, trained: Row) -> tuple[Any, Any]:
     """The model, on the device or devices that were asked for, and its processor."""
     import torch
@@ -155,11 +143,8 @@ def open_dataset(
     return GraphQADataset(
         arguments.data,
         arguments.split,
-        use_graph=trained.get("use_graph", True),
-        use_text=trained.get("use_text", True),
-        text_style=arguments.text_style or trained.get("text_style", "triples"),
-        max_text_tokens=arguments.max_text_tokens or trained.get("max_text_tokens"),
         tokenizer=processor.tokenizer,
+        **shown_in_training(trained, arguments.text_style, arguments.max_text_tokens),
     )
 
 
@@ -176,15 +161,6 @@ def _conversations(arguments: argparse.Namespace) -> "ConversationDataset":
     return ConversationDataset(rows, arguments.data)
 
 
-def longest_prompt(arguments: argparse.Namespace, model: Any, trained: Row) -> int | None:
-    """--max_length, or training's limit and, with room for the answer, that of the language model's positions."""
-    positions = model.config.text_config.to_dict().get("max_position_embeddings")
-    if positions and not model.config.is_encoder_decoder:
-        positions -= arguments.max_new_tokens
-    limits = [limit for limit in (trained.get("model_max_length"), positions) if limit]
-    return arguments.max_length or min(limits, default=None)
-
-
 def run_generate(arguments: argparse.Namespace) -> None:
     """`generate`: asks the model and writes predictions.jsonl."""
     from evaluation.generation import generate_predictions
@@ -195,7 +171,8 @@ def run_generate(arguments: argparse.Namespace) -> None:
         trained = trained_with(arguments.model)
         model, processor = load(arguments, trained)
         dataset = open_dataset(arguments, processor, trained)
-        settings["max_length"] = longest_prompt(arguments, model, trained)
+        longest = arguments.max_length or longest_prompt(model, trained, arguments.max_new_tokens)
+        settings["max_length"] = longest
         if arguments.append_retrieved:
             settings["retrieved"] = _retrieved_names(dataset, arguments.append_retrieved)
         generate_predictions(model, processor, dataset, **settings)

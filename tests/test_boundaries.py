@@ -78,7 +78,10 @@ MAY_IMPORT = {
     ),  # fmt: skip
     "training": (*MODELS, "training", "data_processor", "evaluation", "serving.publish"),
     "finetune": (*MODELS, "training", "data_processor", "evaluation", "serving.publish"),
-    "serving": (*MODELS, "serving", *STORE, "data_processor.retrieval", "evaluation"),
+    "serving": (
+        *MODELS, "serving", *STORE, "data_processor.retrieval", "data_processor.linking", "data_processor.dataset",
+        "data_processor.gfm_dataset", "data_processor.text_encoder", "data_processor.picture", "evaluation",
+    ),  # fmt: skip
 }
 
 # third party -> the only places that may import it

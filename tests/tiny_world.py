@@ -1,6 +1,8 @@
 """A dataset folder of twenty nodes and thirty-six questions, and the flags of a run on it that takes seconds."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,3 +44,36 @@ def flags(model: Path, data: Path, output: Path, *more: str) -> list[str]:
         *("--projector_hidden_dim", "8", "--lora_r", "4", "--lora_dropout", "0", "--save_strategy", "no"),
         *("--logging_steps", "1", "--disable_tqdm", "True", "--lr_scheduler_type", "constant", *more),
     ]
+
+
+def write_model(folder: Path, trained: dict[str, Any]) -> Path:
+    """A model for the tiny world that nobody trained: it says letters at random, other ones to every other prompt.
+
+    Args:
+        folder: gets `model`, which is returned, and the language model beside it.
+        trained: the flags of a training, for its run.json.
+    """
+    import torch
+
+    from modeling_graphllm import GraphConfig, GraphLLMForConditionalGeneration
+    from processing_graphllm import GraphLLMProcessor
+    from tests.conftest import build_language_model, build_tokenizer
+
+    tokenizer = build_tokenizer()
+    language_model = build_language_model(tie_word_embeddings=False, initializer_range=0.4)
+    letters = tokenizer.convert_tokens_to_ids(list("abcdefghijklmnopqrstuvwxyz\u0120"))  # the last one is the space
+    silent = [place for place in range(len(tokenizer)) if place not in letters]
+    with torch.no_grad():
+        language_model.lm_head.weight[silent] = 0  # never the first choice
+        language_model.lm_head.weight[letters[-1]] *= 2  # words are short
+    language_model.save_pretrained(folder / "language_model")
+    tokenizer.save_pretrained(folder / "language_model")
+    graph = GraphConfig(feature_dim=8, edge_feature_dim=8, hidden_dim=8, num_layers=2, num_heads=2, num_tokens=3)
+    processor = GraphLLMProcessor.from_tokenizer(tokenizer, num_graph_tokens=3)
+    model = GraphLLMForConditionalGeneration.from_components(
+        str(folder / "language_model"), graph, processor.graph_token_id, feature_encoder="hashing:8"
+    )
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    (folder / "model" / "run.json").write_text(json.dumps({"arguments": trained}))
+    return folder / "model"
