@@ -119,23 +119,19 @@ def additions(folder: Path, repository: Repository, run: Path) -> list[CommitOpe
     return [CommitOperationAdd(name, content) for name, content in sorted((files | written).items())]
 
 
-def without_paths(value: Any, keys: Sequence[str] | None = None) -> Any:
-    """JSON with the last names of absolute paths in place of the paths: everywhere, or under some keys only."""
+def without_paths(value: Any, keys: Sequence[str] | None = None, named: bool = True) -> Any:
+    """JSON with the last names of absolute paths in place of the paths.
+
+    Args:
+        value: a mapping, a list, or what they hold.
+        keys: only what stands under them is shortened; None for everything.
+        named: whether `value` stands under one of them.
+    """
     if isinstance(value, dict):
-        return {
-            name: last_name(one) if keys is None or name in keys else without_paths(one, keys)
-            for name, one in value.items()
-        }
+        return {name: without_paths(one, keys, keys is None or name in keys) for name, one in value.items()}
     if isinstance(value, list):
-        return [without_paths(one, keys) for one in value]
-    return value if keys is not None else last_name(value)
-
-
-def last_name(value: Any) -> Any:
-    """An absolute path's last name; all else as it is, with the paths in it shortened."""
-    if not isinstance(value, str):
-        return without_paths(value)
-    return Path(value).name if Path(value).is_absolute() else value
+        return [without_paths(one, keys, named) for one in value]
+    return Path(value).name if named and isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def published_card(folder: Path, repository: Repository, run: Path) -> str:

@@ -68,10 +68,11 @@ def test_nothing_but_the_model_is_sent_whatever_lies_in_its_folder(output, build
     for name in strangers:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("secret")
-    (tmp_path / "run.json").write_text(json.dumps({"arguments": {"data_path": "/a/b/data"}, "versions": {}}))
+    (tmp_path / "run.json").write_text(json.dumps({"arguments": {"data_path": ["/a/b/data"], "r": 4}, "versions": {}}))
     sent = {one.path_in_repo: one for one in additions(tmp_path, Repository("me/x"), tmp_path)}
     assert not set(strangers) & set(sent) and "base/model.safetensors" in sent and "adapter_model.safetensors" in sent
-    assert json.loads(sent["run.json"].path_or_fileobj)["arguments"] == {"data_path": "data"}
+    assert json.loads(sent["run.json"].path_or_fileobj)["arguments"] == {"data_path": ["data"], "r": 4}
+    assert str(tmp_path.parent).encode() not in sent["config.json"].path_or_fileobj
     assert not any(published(name) for name in ("../config.json", "base/../config.json", "/config.json", "x/NOTICE"))
 
 
