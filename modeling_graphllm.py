@@ -538,6 +538,21 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
         if self._hf_peft_config_loaded:  # transformers writes the adapter alone
             self.config.save_pretrained(save_directory)
 
+    # transformers 5.24 writes loaded adapters only with PEFT 0.22, which is not there yet; 0.21 gives it the same
+    def active_adapters(self) -> list[str]:
+        if not self._hf_peft_config_loaded:
+            raise ValueError("This model was loaded or built without adapters: there are none to name or save.")
+        return list(self.peft_config)
+
+    def get_adapter_state_dict(
+        self, adapter_name: str | None = None, state_dict: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        try:
+            from peft import get_peft_model_state_dict
+        except ImportError as error:
+            raise ImportError("The adapters of this model are peft's: pip install peft.") from error
+        return get_peft_model_state_dict(self, state_dict, adapter_name or self.active_adapters()[0])
+
     # -------------------------------------------------------------------------------------- the language model's parts
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
