@@ -2,6 +2,7 @@
 
 python finetune.py configs/demo.yaml --output_dir output/demo/model
 torchrun --nproc_per_node 8 finetune.py configs/finetune_lora.yaml --model_name_or_path M --data_path D
+python finetune.py --publish output/demo/model --hub_model_id OWNER/NAME
 """
 
 import logging
@@ -11,10 +12,11 @@ from typing import Any
 
 from transformers import Trainer
 
-from serving.publish import push
-from training.arguments import Arguments, TrainingArguments, parse
+from serving.card import write_card
+from training.arguments import Arguments, parse
 from training.callbacks import FiniteSteps, SeededLengthGroups, WholeCheckpoints
 from training.engines import RunningEngine
+from training.hub import publish_folder, publish_output, published_checkpoints, reserve_for
 from training.inspect_step import inspected
 from training.launch import start
 from training.optimizer import GroupedOptimizer
@@ -35,6 +37,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     started = time.perf_counter()
     arguments = parse(sys.argv[1:] if argv is None else argv)
     start(arguments.training)
+    if arguments.run.publish:
+        print(f"Published: {publish_folder(arguments)}")
+        return {}
+    reserve_for(arguments)
     stage = STAGES[arguments.run.stage]
     opened = stage.open(arguments)
     begin(arguments, opened.splits)
@@ -64,7 +70,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     metrics["minutes"] = (time.perf_counter() - started) / 60
     if trainer.is_world_process_zero():
         write_metrics(arguments.training.output_dir, metrics)
-        publish(arguments.training)
+        if arguments.training.do_train:
+            write_card(arguments.training.output_dir)
+        publish_output(arguments)
     return metrics
 
 
@@ -76,6 +84,7 @@ def build_trainer(arguments: Arguments, parts: Parts) -> Trainer:
         grouped = GroupedOptimizer, {"arguments": training, **rates}
     limit, training.save_total_limit = training.save_total_limit, None
     trusted = FiniteSteps(), SeededLengthGroups(), WholeCheckpoints(parts.write_companions, limit)
+    published = published_checkpoints(arguments)
     trainer = Trainer(
         model=parts.model,
         args=training,
@@ -85,20 +94,13 @@ def build_trainer(arguments: Arguments, parts: Parts) -> Trainer:
         processing_class=parts.processor,
         compute_metrics=parts.compute_metrics,
         preprocess_logits_for_metrics=parts.prepare_metrics,
-        callbacks=[*trusted],
+        callbacks=[*trusted, *published],
         optimizer_cls_and_kwargs=grouped,
     )
     # in front of the reporters, which then see what these add to a row of the log
     trainer.callback_handler.callbacks[:0] = parts.callbacks
     trainer.add_callback(RunningEngine(trainer))
     return trainer
-
-
-def publish(training: TrainingArguments) -> None:
-    """With --push_to_hub, the finished folder goes to the Hub."""
-    if training.push_to_hub:
-        where = (training.hub_model_id, training.hub_token, training.hub_private_repo, training.hub_revision)
-        logger.info("Published: %s", push(training.output_dir, *where))
 
 
 if __name__ == "__main__":

@@ -493,6 +493,8 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
         for name in ("adapter_kwargs", "trust_remote_code", "state_dict", "_from_auto", "weights_only"):
             language_model_kwargs.pop(name, None)
         source = config.text_model_name_or_path
+        if ".." in source.split("/") and (source.startswith("./") or not os.path.isdir(path)):
+            raise ValueError(f"{path} names a base model outside itself, {source}: damaged, or not to be trusted.")
         shared = {name: hub[name] for name in HUB_ARGUMENTS[:4] if name in hub}
         if source.startswith("./") and os.path.isdir(path):
             source = os.path.abspath(os.path.join(path, source))
@@ -512,8 +514,9 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
         optional = {**hub, "_raise_exceptions_for_missing_entries": False}
         adapter = cached_file(path, "adapter_config.json", **optional)
         if adapter is not None:
-            adapter_kwargs = {name: value for name, value in hub.items() if name != "local_files_only"}
-            missing = self.load_adapter(path, adapter_kwargs=adapter_kwargs).missing_keys
+            # as a folder: load_adapter cannot be told of local_files_only, and asks the Hub again
+            folder = os.path.dirname(cached_file(path, "adapter_model.safetensors", **hub))
+            missing = self.load_adapter(folder).missing_keys
         else:
             state = load_file(cached_file(path, "model.safetensors", **hub))
             missing = self.load_state_dict(state, strict=False).missing_keys
@@ -534,6 +537,21 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
         super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
         if self._hf_peft_config_loaded:  # transformers writes the adapter alone
             self.config.save_pretrained(save_directory)
+
+    # transformers 5.24 writes loaded adapters only with PEFT 0.22, which is not there yet; 0.21 gives it the same
+    def active_adapters(self) -> list[str]:
+        if not self._hf_peft_config_loaded:
+            raise ValueError("This model was loaded or built without adapters: there are none to name or save.")
+        return list(self.peft_config)
+
+    def get_adapter_state_dict(
+        self, adapter_name: str | None = None, state_dict: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        try:
+            from peft import get_peft_model_state_dict
+        except ImportError as error:
+            raise ImportError("The adapters of this model are peft's: pip install peft.") from error
+        return get_peft_model_state_dict(self, state_dict, adapter_name or self.active_adapters()[0])
 
     # -------------------------------------------------------------------------------------- the language model's parts
     def get_input_embeddings(self) -> nn.Module:

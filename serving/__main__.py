@@ -1,4 +1,4 @@
-"""What is done with a trained model: `python -m serving <chat|web|export> --help`."""
+"""What is done with a trained model: `python -m serving <chat|web|merge|export> --help`."""
 
 import logging
 import sys
@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 from serving.chat import chat
 from serving.export_command import export
+from serving.merge import merge
 from serving.web import web
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"chat": chat, "web": web, "export": export}
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"chat": chat, "web": web, "merge": merge, "export": export}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -241,11 +241,18 @@ ROWS = {
     "output over input": lambda t: ({"init_from": filled(t / "m", "run.json"), "output_dir": str(t / "m")}, CPU),
     "nothing to train": lambda t: ({"freeze_lm": True, "use_graph": False}, CPU),
     "base of a full model": lambda t: ({"include_base": True, "use_lora": False}, CPU),
+    "name on the Hub": lambda t: ({"push_to_hub": True, "hub_model_id": "../model"}, CPU),
     "push without a name": lambda t: ({"push_to_hub": True}, CPU),
     "push of a local base": lambda t: (
         {"push_to_hub": True, "hub_model_id": "a/b", "model_name_or_path": str(t)},
         CPU,
     ),
+    "hub strategy": lambda t: ({"hub_strategy": "all_checkpoints"}, CPU),
+    "every save without saves": lambda t: (
+        {"push_to_hub": True, "hub_model_id": "a/b", "hub_strategy": "every_save", "save_strategy": "no"},
+        CPU,
+    ),
+    "push offline": lambda t: ({"push_to_hub": True, "hub_model_id": "a/b"}, CPU),
     "text style": lambda t: ({"text_style": "prose"}, CPU),
     "validation size": lambda t: ({"validation_size": 0}, CPU),
     "chat template file": lambda t: ({"chat_template": "nowhere.jinja"}, CPU),
@@ -305,6 +312,17 @@ def test_each_row_refuses_its_combination_in_one_sentence_of_its_own(tmp_path, m
     message = str(raised.value)
     assert message == sentence(check, flags, machine)
     assert "{" not in message and message.endswith(".")
+
+
+@pytest.mark.parametrize("name", ["name", "me/", "/me/model", "me/../model", "a/b/c", "me/model.git", "m e/model"])
+def test_a_name_that_the_hub_could_not_have_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="is no name on the Hub"):
+        parse(["--publish", str(tmp_path), "--hub_model_id", name])
+
+
+def test_a_folder_is_published_without_a_model_or_data_to_train_with(tmp_path):
+    with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set"):
+        parse(["--publish", str(tmp_path), "--hub_model_id", "me/model"])
 
 
 def test_missing_and_malformed_deepspeed_files_are_named(base, tmp_path):

@@ -26,6 +26,9 @@ TEXTS = ("data_processor.schema", "data_processor.prompts", "data_processor.chun
 TEXTS += ("data_processor.calls", "data_processor.replies", "data_processor.text_generator")
 TEXTS += ("data_processor.wording", "data_processor.known_facts")
 
+# what a run writes its folder with, and sends it to the Hub
+PUBLISHING = ("serving.publish", "serving.card", "serving.hub")
+
 # module -> prefixes of ours that it may import; the longest matching prefix rules
 MAY_IMPORT = {
     "modeling_graphllm": (),
@@ -76,8 +79,8 @@ MAY_IMPORT = {
         "evaluation", "data_processor.schema", "data_processor.dataset", "data_processor.text_generator",
         "data_processor.prompts", "data_processor.replies", "data_processor.wording",
     ),  # fmt: skip
-    "training": (*MODELS, "training", "data_processor", "evaluation", "serving.publish"),
-    "finetune": (*MODELS, "training", "data_processor", "evaluation", "serving.publish"),
+    "training": (*MODELS, "training", "data_processor", "evaluation", *PUBLISHING),
+    "finetune": (*MODELS, "training", "data_processor", "evaluation", *PUBLISHING),
     "serving": (
         *MODELS, "serving", *STORE, "data_processor.retrieval", "data_processor.linking", "data_processor.dataset",
         "data_processor.gfm_dataset", "data_processor.text_encoder", "data_processor.picture", "evaluation",
@@ -86,7 +89,7 @@ MAY_IMPORT = {
 
 # third party -> the only places that may import it
 DOORS = {
-    "peft": ("finetune", "training", "modeling_graphllm", "serving.publish", "benchmarks", "tests"),
+    "peft": ("finetune", "training", "modeling_graphllm", "serving.publish", "serving.export", "benchmarks", "tests"),
     "pcst_fast": ("data_processor.retrieval.pcst", "benchmarks", "tests"),
     "faiss": ("data_processor.vector_index", "benchmarks", "tests"),
     "openai": ("data_processor.text_generator", "data_processor.text_encoder", "tests"),

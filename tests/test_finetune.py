@@ -2,9 +2,7 @@
 
 import json
 import logging
-from fnmatch import fnmatch
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -400,36 +398,6 @@ def test_a_recipe_and_flags_train_together(language_model_folder, data, tmp_path
 
 
 # -------------------------------------------------------------------------------------------------------- variants
-def test_pushing_uploads_the_finished_folder_without_checkpoints(run, monkeypatch):
-    from serving import publish
-
-    calls = {}
-
-    class Hub:
-        def __init__(self, token):
-            calls["token"] = token
-
-        def create_repo(self, name, **settings):
-            calls["created"] = name
-
-        def upload_folder(self, repo_id, folder_path, revision, ignore_patterns):
-            files = [str(path.relative_to(folder_path)) for path in Path(folder_path).rglob("*") if path.is_file()]
-            calls["sent"] = {name for name in files if not any(fnmatch(name, one) for one in ignore_patterns)}
-            return SimpleNamespace(commit_url="https://hub/commit")
-
-    monkeypatch.setattr(publish, "HfApi", Hub)
-    monkeypatch.setattr("transformers.Trainer.init_hf_repo", lambda self, **settings: None)
-    more = ["--include_base", "True", "--save_strategy", "steps", "--save_steps", "4"]
-    output, _, _, _ = run("pushed", "--push_to_hub", "True", "--hub_model_id", "me/model", *more)
-    assert calls["created"] == "me/model"
-    sent = {"config.json", "modeling_graphllm.py", "processing_graphllm.py", "adapter_model.safetensors", "README.md"}
-    assert sent | {"base/model.safetensors", "adapter_config.json", "processor_config.json"} <= calls["sent"]
-    assert not [name for name in calls["sent"] if name.startswith(("checkpoint", "_")) or name.endswith(".bin")]
-    # a Hub user's AutoModel goes where the adapter says its base is: to the repository itself
-    assert json.loads((output / "adapter_config.json").read_text())["base_model_name_or_path"] == "me/model"
-    assert "me/model" in (output / "README.md").read_text()
-
-
 def test_an_encoder_decoder_trains_predicts_and_reloads(run, tiny_tokenizer, tmp_path):
     from transformers import T5Config, T5ForConditionalGeneration
 

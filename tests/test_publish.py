@@ -1,16 +1,16 @@
-"""serving/publish.py on tiny models: a folder holds one model only, and knows its name once it is pushed."""
+"""serving/publish.py and card.py on tiny models: a folder holds one model only, and a card that is true of it."""
 
-import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from peft import LoraConfig, get_peft_model
 
+from data_processor.schema import write_jsonl
 from modeling_graphllm import GraphLLMForConditionalGeneration
-from serving import publish
-from serving.publish import push, save_output
-from training.model import GRAPH_MODULES, freeze_language_model
+from serving.card import MARK, card, write_card
+from serving.publish import save_output
+from training.adapters import GRAPH_MODULES
+from training.model import freeze_language_model
 
 TARGETS = r"language_model\..*\.q_proj"
 
@@ -59,25 +59,30 @@ def test_an_adapter_saved_over_a_whole_model_leaves_none_of_its_weights(build_mo
     assert [path.name for path in folder.glob("*.safetensors*")] == ["adapter_model.safetensors"]
 
 
-class Hub:
-    def __init__(self, token):
-        pass
-
-    def create_repo(self, name, **settings):
-        pass
-
-    def upload_folder(self, folder_path, **settings):
-        self.sent = {path.name: path.read_text() for path in Path(folder_path).glob("*.[jm][sd]*")}
-        adapter = json.loads(self.sent["adapter_config.json"])
-        assert adapter["base_model_name_or_path"] == "me/model" and adapter["r"] == 2
-        assert str(folder_path) not in self.sent["README.md"]
-        assert 'from_pretrained("me/model", trust_remote_code' in self.sent["README.md"]
-        return SimpleNamespace(commit_url="https://hub/commit")
+def test_a_card_is_written_anew_until_the_user_makes_it_his_own(build_model, lora_folder):
+    readme = lora_folder / "README.md"
+    assert MARK in readme.read_text() and f'from_pretrained("{lora_folder}", trust_remote_code' in readme.read_text()
+    assert "name_or_path: peft" not in readme.read_text() and "base_model:" not in readme.read_text()
+    readme.write_text(readme.read_text().replace("A language model that", f"{MARK} kept? A model that"))
+    save_lora(build_model, lora_folder)
+    assert "kept?" not in readme.read_text()
+    readme.write_text("My own words.")
+    save_lora(build_model, lora_folder)
+    assert readme.read_text() == "My own words."
 
 
-def test_a_push_writes_the_repository_where_training_wrote_its_folder(lora_folder, monkeypatch):
-    monkeypatch.setattr(publish, "HfApi", Hub)
-    adapter = lora_folder / "adapter_config.json"
-    assert str(lora_folder) in (lora_folder / "README.md").read_text()
-    adapter.write_text(json.dumps(json.loads(adapter.read_text()) | {"base_model_name_or_path": "/some/folder"}))
-    assert push(lora_folder, "me/model", None, None, None) == "https://hub/commit"
+def test_the_card_shows_what_each_ablation_costs(lora_folder):
+    rows = [{"id": str(i), "prediction": "a", "answers": ["a"]} for i in range(4)]
+    write_jsonl(lora_folder / "predictions.jsonl", rows)
+    write_jsonl(lora_folder / "predictions_zero.jsonl", [rows[0], rows[1] | {"prediction": "b"}])
+    text = card(lora_folder, "me/model", "v2", "mit")
+    assert "| none | 4 | 1 |\n| zero | 2 | 0.5 |" in text
+    assert text.startswith("---\nlicense: mit\n") and 'from_pretrained("me/model", revision="v2", trust' in text
+
+
+def test_a_folder_that_is_no_model_has_no_card(tmp_path):
+    with pytest.raises(ValueError, match="holds no config.json"):
+        write_card(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="a model of type 'llama'"):
+        write_card(tmp_path)

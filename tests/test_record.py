@@ -20,7 +20,7 @@ def folder(arguments, tmp_path):
     """The output of a run with a whole checkpoint."""
     (tmp_path / "out" / "checkpoint-4").mkdir(parents=True)
     (tmp_path / "out" / "checkpoint-4" / "complete").touch()
-    write_run(tmp_path / "out", arguments, DATA, 1)
+    write_run(tmp_path / "out", arguments, DATA, 1, {"train": 24})
     return tmp_path / "out"
 
 

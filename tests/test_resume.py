@@ -272,7 +272,7 @@ def test_the_same_examples_a_step_on_any_number_of_processes(data, tmp_path):
     one = {"arguments": parse(words).flat(), "processes": 1}
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / COMPLETE).touch()
-    write_run(tmp_path, one["arguments"], {}, 1)
+    write_run(tmp_path, one["arguments"], {}, 1, {})
     two_processes = Machine(gpus=0, launched=True, processes=2)
     assert two_processes.accumulation(parse(words).training) == 2
     two = one["arguments"] | {"gradient_accumulation_steps": 2}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from training.engine_checks import ENGINE_CHECKS
 from training.engines import refusal
+from training.hub_checks import HUB_CHECKS, PUBLISH_CHECKS
 from training.machine import Check, Machine
 from training.speed_checks import SPEED_CHECKS
 
@@ -116,23 +117,7 @@ CHECKS = (
         lambda f, m: f.include_base and not f.use_lora and not f.freeze_lm,
         "--include_base copies an untrained base model, but a full fine-tune writes all weights. Leave it out.",
     ),
-    Check(
-        "push without a name",
-        lambda f, m: f.push_to_hub and not f.hub_model_id,
-        "--push_to_hub needs to know where. Pass --hub_model_id OWNER/NAME.",
-    ),
-    Check(
-        "push of a local base",
-        lambda f, m: (
-            f.push_to_hub
-            and f.stage == "qa"
-            and (f.use_lora or f.freeze_lm)
-            and not f.include_base
-            and Path(f.model_name_or_path or f.init_from).is_dir()
-        ),
-        "The published model would look for its base model in a folder of this machine. Add --include_base True, or "
-        "name a base model of the Hub.",
-    ),
+    *HUB_CHECKS,
     Check(
         "text style",
         lambda f, m: f.text_style not in ("triples", "tables"),
@@ -171,8 +156,8 @@ CHECKS = (
 
 
 def check_flags(flags: Namespace, machine: Machine) -> None:
-    """Raises ValueError with the message of the first row of CHECKS that applies."""
-    for check in CHECKS:
+    """Raises ValueError with the message of the first row that applies, of CHECKS or of those for --publish alone."""
+    for check in PUBLISH_CHECKS if flags.publish else CHECKS:
         if check.refused(flags, machine):
             raise ValueError(sentence(check, flags, machine))
 

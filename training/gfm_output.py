@@ -7,26 +7,7 @@ from transformers import TrainingArguments
 from transformers.dynamic_module_utils import custom_object_save
 
 from modeling_gfm import GFMForRetrieval
-
-CARD = """---
-library_name: transformers
-tags:
-- custom_code
-- graphllm
----
-
-# {name}
-
-A graph retriever: a question and its entities -> a score for every node and document of a graph. {layers} layers of
-width {width}, {message} messages, {aggregation}. Questions and relations were embedded by `{encoder}`; use the same
-for new graphs.
-
-```python
-from transformers import AutoModel
-
-model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
-```
-"""
+from serving.card import write_card
 
 
 def save_retriever(
@@ -36,7 +17,7 @@ def save_retriever(
 
     Args:
         model: what was trained.
-        training: names the folder, and the repository that it will be pushed to.
+        training: names the folder.
         save_weights: writes the weights, on every process.
         write: false on processes that only take part in that.
     """
@@ -46,7 +27,7 @@ def save_retriever(
     save_weights(str(folder))
     if write:
         write_companions(model, folder)
-        write_card(model, folder, training.hub_model_id or str(folder.resolve()))
+        write_card(folder)
 
 
 def write_companions(model: GFMForRetrieval, folder: Path) -> None:
@@ -55,17 +36,3 @@ def write_companions(model: GFMForRetrieval, folder: Path) -> None:
     model.config.save_pretrained(folder)
     # the Trainer's pickled copy of its arguments: run.json says the same as text
     (folder / "training_args.bin").unlink(missing_ok=True)
-
-
-def write_card(model: GFMForRetrieval, folder: Path, name: str) -> None:
-    """README.md: what the model is and how it is loaded."""
-    config = model.config
-    card = CARD.format(
-        name=name,
-        layers=config.num_layers,
-        width=config.hidden_dim,
-        message=config.message,
-        aggregation=config.aggregation,
-        encoder=config.feature_encoder,
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")

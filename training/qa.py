@@ -70,7 +70,7 @@ def check(arguments: Arguments, parts: Parts) -> None:
     """Just what the adaptation says is trained, and the base model can be copied at the end if it must be."""
     check_trainable(parts.model, arguments.adaptation)
     if arguments.run.include_base:
-        base_folder(composite(parts.model))
+        base_folder(composite(parts.model).config)
 
 
 def save(arguments: Arguments, parts: Parts, trainer: Trainer) -> None:

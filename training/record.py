@@ -2,10 +2,13 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from data_processor.schema import write_json
 
@@ -18,17 +21,20 @@ FREE = {
     "test_split", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "use_wandb", "report_to",
     "run_name", "project", "disable_tqdm", "cache_dir", "preprocess_cache", "lazy_preprocess", "local_rank", "debug",
     "skip_memory_metrics", "bf16_full_eval", "fp16_full_eval", "prediction_loss_only", "batch_eval_metrics",
-    "include_for_metrics", "enable_jit_checkpoint", "inspect_step", "total_batch_size",
+    "include_for_metrics", "enable_jit_checkpoint", "inspect_step", "total_batch_size", "publish",
     "activation_checkpointing", "activation_checkpointing_kwargs",
 }  # fmt: skip
 # these change the order or the number of the rows, and therefore the steps
 NOT_FREE = {"dataloader_drop_last"}
 
 
-def write_run(folder: str | Path, arguments: dict[str, Any], data: dict[str, str], processes: int) -> None:
-    """run.json: every argument, each split's fingerprint, the versions that matter, the commit of this project."""
+def write_run(
+    folder: str | Path, arguments: dict[str, Any], data: dict[str, str], processes: int, sizes: dict[str, int]
+) -> None:
+    """run.json: every argument, each split's fingerprint and size, versions, machine, the commit of this project."""
     record = {
-        "arguments": arguments, "data": data, "processes": processes, "versions": versions(), "commit": commit()
+        "arguments": arguments, "data": data, "sizes": sizes, "processes": processes, "versions": versions(),
+        "machine": machine(), "commit": commit(),
     }  # fmt: skip
     write_json(Path(folder) / "run.json", record)
 
@@ -91,6 +97,12 @@ def table(metrics: dict[str, float]) -> str:
     """The metrics, a line each."""
     width = max(map(len, metrics), default=0)
     return "\n".join(f"{name:<{width}}  {value:.4f}" for name, value in metrics.items())
+
+
+def machine() -> str:
+    """The processor, and the kind of GPU where there is one."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"{len(gpus)} x {gpus[0]}" if gpus else f"{platform.machine()}, {os.cpu_count()} CPU cores"
 
 
 def versions() -> dict[str, str]:

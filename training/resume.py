@@ -27,7 +27,8 @@ def begin(arguments: Arguments, raw: dict[str, Any]) -> None:
     data = {name: split.fingerprint for name, split in raw.items()}
     if training.resume_from_checkpoint == "auto":
         check_same_run(training.output_dir, arguments.flat(), data, training.world_size)
-    write_run(training.output_dir, arguments.flat(), data, training.world_size)
+    sizes = {name: len(split) for name, split in raw.items()}
+    write_run(training.output_dir, arguments.flat(), data, training.world_size, sizes)
 
 
 def resume_point(arguments: Arguments) -> str | None:

@@ -20,6 +20,10 @@ class RunArguments:
     init_from: str | None = HfArg(default=None, help="Output folder of a run whose weights this one starts from.")
     dry_run: bool = HfArg(default=False, help="Build everything, print parameters, one example and memory, and stop.")
     json: str | None = HfArg(default=None, help="With --dry_run: also write its figures to this file.")
+    publish: str | None = HfArg(
+        default=None, help="Train nothing: push this folder, an earlier output, to --hub_model_id."
+    )
+    hub_license: str | None = HfArg(default=None, help="Licence of what is pushed, in the Hub's words: mit, ...")
     include_base: bool = HfArg(default=False, help="Copy the base model into base/ of the output folder.")
     use_wandb: bool = HfArg(default=False, help="Log to Weights & Biases (WANDB_MODE=offline works without a key).")
     wandb_project: str = HfArg(default="graphllm", help="Project name at Weights & Biases.")
@@ -206,7 +210,9 @@ class TrainingArguments(transformers.TrainingArguments):
         default_factory=lambda: {"dispatch_batches": False}, help="JSON. Batches must not be cut by row."
     )
 
-    hub_strategy: str = HfArg(default="end", help="Published once, when the folder is whole.")
+    hub_strategy: str = HfArg(
+        default="end", help="When --push_to_hub pushes: end (the whole folder), or every_save (also each checkpoint)."
+    )
     use_liger_kernel: bool = HfArg(
         default=False,
         help="Liger's norms, MLPs and rotary embedding in the language model (not verified: needs a GPU).",
