@@ -193,6 +193,44 @@ def test_scores_near_the_seeds_equal_those_of_the_whole_graph(settings):
     torch.testing.assert_close(near, model(**one).logits, rtol=1e-10, atol=1e-12)
 
 
+def held(model, asked, table):
+    """Logits (B, N) of a model with hold_unreached: all edges at every step, and a mask that says what was reached."""
+    graph, edges = graph_of(table), edges_of(np.concatenate([table, table[:, [2, 1, 0]] + [0, RELATIONS, 0]]))
+    edges = RelationalEdges(edges.order, edges.sources, edges.relations, edges.targets, NODES, 2 * RELATIONS)
+    question, relations = model._read_question(graph, edges, asked["question_embeds"], None)
+    start = torch.zeros(NODES, *question.shape, dtype=question.dtype)
+    start = start.index_put((asked["seed_nodes"], asked["seed_batch"]), question[asked["seed_batch"]])
+    states, history, reached = start, [], start.abs().sum(-1) > 0
+    for layer in model.layers:
+        states = layer(states, start, edges, layer.relation_vectors(relations, question))
+        reached = reached | (torch.zeros(reached.shape).index_add_(0, edges.targets, reached[edges.sources] * 1.0) > 0)
+        states = states * reached[..., None]
+        history.append(states)
+    return model.score(torch.cat(history, -1) if model.config.concat_hidden else states, question).T
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"question_relations": True}, {"message": "rotate"}, {"question_relations": True, "concat_hidden": True},
+], ids=str)  # fmt: skip
+def test_balls_score_and_learn_as_the_whole_graph_does_with_unreached_nodes_at_zero(settings):
+    table = triples(30)
+    model, asked = model_of(table, hold_unreached=True, **settings), ask()
+    expected = held(model, asked, table)
+    found = model(**asked).logits
+    torch.testing.assert_close(found, expected)
+    assert len({round(float(one), 9) for one in found[0].detach()}) < NODES  # some nodes are out of reach
+    weight = torch.randn(found.shape, dtype=torch.double)
+    grads = [torch.autograd.grad((logits * weight).sum(), list(model.parameters())) for logits in (found, expected)]
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    fewer = np.delete(table, [4, 7], 0)
+    removed = model(**asked, removed_edges=torch.tensor([4, 7])).logits
+    torch.testing.assert_close(removed, held(model, asked, fewer))
+    sampled = model(**asked, target_nodes=torch.tensor([7, 4]), target_batch=torch.tensor([0, 1]),
+                    negative_nodes=torch.tensor([[1, 3], [6, 8]])).logits  # fmt: skip
+    torch.testing.assert_close(sampled, found[[0, 1, 0, 0, 1, 1], [7, 4, 1, 3, 6, 8]])
+
+
 def test_questions_whose_background_differs_are_refused():
     model = model_of(triples(), question_relations=True)
     one = ask(count=1)
@@ -200,7 +238,10 @@ def test_questions_whose_background_differs_are_refused():
         model.score_near(one["graph_index"], one["seed_nodes"], one["question_embeds"])
 
 
-@pytest.mark.parametrize("settings", [{}, {"question_relations": True}, {"message": "rotate"}], ids=str)
+@pytest.mark.parametrize("settings", [
+    {}, {"question_relations": True}, {"message": "rotate"}, {"hold_unreached": True},
+    {"hold_unreached": True, "question_relations": True},
+], ids=str)  # fmt: skip
 def test_a_union_of_whole_graphs_scores_as_the_graph_itself(settings):
     table = triples()
     model, asked = model_of(table, **settings), ask()
@@ -360,7 +401,8 @@ def test_seeds_that_many_documents_name_start_smaller():
     model = model_of(table, seed_weights=True)
     model.attach_graphs([graph_of(table, documents=DOCUMENTS)])
     question = torch.ones(1, WIDTH, dtype=torch.double)
-    start = model._start(model.graphs[0], question, torch.tensor([1, 2, 9]), torch.zeros(3, dtype=torch.long), None)
+    graph, none = model.graphs[0], torch.zeros(3, dtype=torch.long)
+    start, _ = model._start(graph, graph.edges(False), question, torch.tensor([1, 2, 9]), none, None)
     assert start[[1, 2, 9], 0, 0].tolist() == [1.0, 0.5, 0.0]
 
 
