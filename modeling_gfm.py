@@ -51,6 +51,8 @@ class GFMConfig(PreTrainedConfig):
         relation_source: `text`: x_r comes from the relation's embedding; `graph`: from a second network over the graph
             of relations, as in ULTRA (2310.04562), which needs no text.
         question_relations: the relation vectors of every layer are made from the question, too.
+        question_gates: then the question only says how much each relation counts in a layer, by shares that sum to 1:
+            each step is chosen by itself, so that steps known from several paths can be put together to a new one.
         question_attention: then each layer reads its own words of the question: it attends over the embeddings of
             tokens, so that a path that no training question asked for can be put together from known steps.
         hold_unreached: a node's state stays zero until a message from a seed has reached it. Scores inside the ball of
@@ -80,6 +82,7 @@ class GFMConfig(PreTrainedConfig):
     messages: str = "along"
     relation_source: str = "text"
     question_relations: bool = False
+    question_gates: bool = False
     question_attention: bool = False
     hold_unreached: bool = False
     seed_weights: bool = False
@@ -103,8 +106,9 @@ class GFMConfig(PreTrainedConfig):
         ):
             if value not in allowed:
                 raise ValueError(f"The {name} {value!r} is not known. Choose one of {', '.join(allowed)}.")
-        if self.question_attention and not self.question_relations:
-            raise ValueError("question_attention is read by question_relations. Set both, or neither.")
+        for name, given in (("question_attention", self.question_attention), ("question_gates", self.question_gates)):
+            if given and not self.question_relations:
+                raise ValueError(f"{name} is a way of question_relations. Set both, or neither.")
         if self.hold_unreached and (self.message == "transe" or self.aggregation != "sum"):
             given = f"{self.aggregation} of {self.message}"
             raise ValueError(f"hold_unreached is for sums of distmult or rotate messages, not for {given}.")
@@ -621,7 +625,9 @@ class GFMLayer(nn.Module):
         self.relation_table = nn.Embedding(num_meta_relations, width) if num_meta_relations else None
         if self.relation_table is None:
             self.relation_mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
-        self.question = nn.Linear(width, width, bias=False) if config.question_relations else None
+        gates = config.question_gates and self.relation_table is None
+        self.question = nn.Linear(width, width, bias=gates) if config.question_relations else None
+        self.gate = nn.Linear(width, width) if gates else None
         self.focus = nn.Linear(width, 1, bias=False) if config.question_attention else None
         self.linear = nn.Linear((13 if self.aggregation == "pna" else 2) * width, width)
         self.norm = nn.LayerNorm(width)
@@ -640,6 +646,9 @@ class GFMLayer(nn.Module):
             return self.relation_table.weight[:, None]
         if self.question is None:
             return self.relation_mlp(relations)
+        if self.gate is not None:
+            shares = (self.gate(relations) * self.question(question)).sum(-1).softmax(0)
+            return self.relation_mlp(relations) * shares[..., None]
         first, activation, last = self.relation_mlp
         return last(activation(first(relations) + self.question(question)))
 

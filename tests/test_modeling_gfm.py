@@ -79,6 +79,23 @@ def test_each_layer_reads_its_own_words_and_padding_says_nothing():
         model(**asked)
 
 
+def test_gates_are_shares_of_the_relations_that_the_question_chooses():
+    model, asked = model_of(triples(), question_relations=True, question_gates=True), ask()
+    relations = model.relation_projection(model.graphs[0].relation_embeds.double())[:, None]
+    question = model.question_projection(asked["question_embeds"])
+    for layer in model.layers:
+        vectors = layer.relation_vectors(relations, question)
+        shares = vectors / layer.relation_mlp(relations)
+        torch.testing.assert_close(shares, shares[..., :1].expand_as(shares))  # one number a relation and question
+        torch.testing.assert_close(shares[..., 0].sum(0), torch.ones(2, dtype=torch.double))
+        assert (shares > 0).all() and not torch.allclose(shares[:, 0], shares[:, 1])
+    scores = model(**asked).logits
+    with torch.no_grad():
+        model.layers[1].question.bias += 50 * model.layers[1].gate(relations)[2, 0].detach()
+    assert not torch.allclose(model(**asked).logits, scores)
+    assert float(model.layers[1].relation_vectors(relations, question).detach()[[0, 1, 3, 4, 5]].abs().max()) < 0.1
+
+
 def dense_messages(states, relations, table, kind):
     """Every message, one loop, nothing clever: [(target, (B, D))]."""
     found = []
@@ -420,7 +437,8 @@ def test_a_saved_model_scores_as_before_and_holds_no_graph(tmp_path):
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: GFMConfig(message="conve"), "Choose one of distmult"),
     (lambda: GFMConfig(message="rotate", hidden_dim=7), "Choose an even one"),
-    (lambda: GFMConfig(question_attention=True), "Set both, or neither"),
+    (lambda: GFMConfig(question_attention=True), "question_attention is a way of question_relations"),
+    (lambda: GFMConfig(question_gates=True), "question_gates is a way of question_relations"),
     (lambda: GFMConfig(hold_unreached=True, message="transe"), "not for sum of transe"),
     (lambda: GFMGraph.from_arrays(np.zeros((0, 3)), 3, 1), "has no edges"),
     (lambda: GFMGraph.from_arrays(np.array([[0, 0, 9]]), 3, 1), "an edge names another one"),
@@ -429,7 +447,7 @@ def test_a_saved_model_scores_as_before_and_holds_no_graph(tmp_path):
     (lambda: model_of(triples(), feature_dim=6), "of width 5, the model reads width 6"),
     (lambda: model_of(triples())(**{**ask(), "graph_index": torch.tensor([3])}), "Graph 3 of 1"),
     (lambda: model_of(triples(), aggregation="max").evidence(*range(7)), "sum or mean"),
-], ids=range(11))  # fmt: skip
+], ids=range(12))  # fmt: skip
 def test_what_cannot_work_is_said(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -168,7 +168,7 @@ def read_by(network: GFMForRetrieval, question: np.ndarray) -> dict[str, torch.T
         return {"question_embeds": rows[:1]}
     if len(rows) < 2:
         raise ValueError(
-            f"the model {network.name_or_path} reads the single tokens of a question (question_attention), but one vector "
+            f"{network.name_or_path} reads the single tokens of a question (question_attention), but one vector "
             "of it was given; give (1 + t, F): the question's vector, then those of encode_tokens"
         )
     mask = torch.ones(1, len(rows) - 1, dtype=torch.bool)
