@@ -1022,6 +1022,9 @@ class GFMForRetrieval(PreTrainedModel):
         negatives: Tensor | None, documents: tuple[Tensor | None, Tensor | None],
     ) -> GFMOutput:  # fmt: skip
         count, (nodes, batch) = len(question), targets
+        everywhere = node_batch is None and negatives is None
+        if self.training and self._learns_near and everywhere and ball is not None and nodes is not None:
+            return GFMOutput(self._loss_near(graph, states, ball, question, targets, known))
         if negatives is not None and nodes is not None and node_batch is None:
             rows = torch.arange(count, device=batch.device).repeat_interleave(negatives.shape[1])
             nodes, questions = torch.cat([nodes, negatives.reshape(-1)]), torch.cat([batch, rows])
@@ -1050,6 +1053,40 @@ class GFMForRetrieval(PreTrainedModel):
             loss = (1 - share) * loss + share * self._document_loss(logits, graph, *documents)
         ranks = None if self.training else filtered_ranks(logits.reshape(-1), questions, labels, places)
         return GFMOutput(loss, logits, ranks)
+
+    @property
+    def _learns_near(self) -> bool:
+        config = self.config
+        return not (config.bce_weight or config.list_ce_weight or config.document_weight)
+
+    def _loss_near(
+        self, graph: GFMGraph, states: Tensor, ball: Ball, question: Tensor, targets: tuple[Tensor, Tensor],
+        known: tuple[Tensor | None, Tensor | None],
+    ) -> Tensor:  # fmt: skip
+        """The softmax cross-entropy over all nodes, in which those outside the ball, all alike, stand as one.
+
+        Args:
+            targets, known: nodes (T,) and the question of each, as for `forward`.
+        """
+        count, size = len(question), graph.num_nodes
+        place = torch.full((count * size,), -1, device=question.device)
+        place[ball.questions * size + ball.nodes] = torch.arange(len(ball.nodes), device=question.device)
+        right = targets[1] * size + targets[0]
+        left = right if known[0] is None else torch.unique(torch.cat([right, known[1] * size + known[0]]))
+        labels = torch.full_like(ball.nodes, NEGATIVE)
+        labels[place[left][place[left] >= 0]] = LEFT_OUT
+        labels[place[right][place[right] >= 0]] = POSITIVE
+        lost = right[place[right] < 0]
+        others = torch.cat([ball.questions, torch.div(left[place[left] < 0], size, rounding_mode="floor")])
+        many = size - torch.bincount(others, minlength=count)
+        outside = self.score(states.new_zeros(count, states.shape[-1]), question)
+        alone = torch.div(lost, size, rounding_mode="floor")
+        logits = torch.cat([
+            self.score(states[:, 0], question[ball.questions]), outside + many.clamp(min=1e-9).log(), outside[alone],
+        ])  # fmt: skip
+        questions = torch.cat([ball.questions, torch.arange(count, device=question.device), alone])
+        kinds = torch.full((count,), NEGATIVE, device=question.device), torch.full_like(alone, POSITIVE)
+        return self.loss(logits, questions, torch.cat([labels, *kinds]), count)
 
     def loss(self, logits: Tensor, questions: Tensor, labels: Tensor, count: int) -> Tensor:
         """The weighted losses over pairs.

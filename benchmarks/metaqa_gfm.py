@@ -88,7 +88,7 @@ def runs(asked: dict[str, list[Asked]]) -> Iterator[tuple[str, Run]]:
         yield f"templates_{hops}hop", Run((hops,), hops, 4000, 3, TEST_SAMPLE,
                                           lambda one: one.template in templates)  # fmt: skip
     for hops in (2, 3):
-        yield f"1000_{hops}hop", Run((hops,), hops, 1000, 12, TEST_SAMPLE)
+        yield f"1000_{hops}hop", Run((hops,), hops, 1000, 10, TEST_SAMPLE)
     for fold in range(FOLDS):
         held = held_paths(asked["train"], fold)
         for suffix, composed in (("", True), ("_one_vector", False)):

@@ -248,6 +248,31 @@ def test_balls_score_and_learn_as_the_whole_graph_does_with_unreached_nodes_at_z
     torch.testing.assert_close(sampled, found[[0, 1, 0, 0, 1, 1], [7, 4, 1, 3, 6, 8]])
 
 
+def test_the_nodes_outside_a_ball_stand_as_one_in_the_softmax():
+    table = triples(30)
+    settings = {"bce_weight": 0.0, "list_ce_weight": 0.0, "softmax_weight": 1.0, "question_relations": True}
+    model, asked = model_of(table, hold_unreached=True, **settings), ask()
+    outside = [node for node in range(NODES) if node not in ball_of(model, asked)]
+    inside = sorted(ball_of(model, asked) - {0})
+    nodes = torch.tensor([inside[0], outside[0], inside[1]])
+    answers = {"target_nodes": nodes, "target_batch": torch.tensor([0, 0, 1])}
+    known = {"known_nodes": torch.tensor([outside[1], inside[2], inside[0]]), "known_batch": torch.tensor([0, 0, 0])}
+    for more in ({}, known):
+        losses = [model.train(mode)(**asked, **answers, **more).loss for mode in (False, True)]
+        torch.testing.assert_close(*losses)
+        grads = [torch.autograd.grad(loss, list(model.parameters())) for loss in losses]
+        for mine, theirs in zip(*grads, strict=True):
+            torch.testing.assert_close(mine, theirs)
+    assert model(**asked, **answers).logits is None
+
+
+def ball_of(model, asked):
+    """The nodes that the first question reaches."""
+    edges = model.graphs[0].edges(False)
+    ball = modeling_gfm.Ball.grow(edges, asked["seed_nodes"], asked["seed_batch"], 2, len(model.layers), True)
+    return set(ball.nodes[ball.questions == 0].tolist())
+
+
 def test_questions_whose_background_differs_are_refused():
     model = model_of(triples(), question_relations=True)
     one = ask(count=1)
