@@ -13,6 +13,7 @@ scored. States lie node by node, (N, B, D), so that one message is one contiguou
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
@@ -50,6 +51,8 @@ class GFMConfig(PreTrainedConfig):
         relation_source: `text`: x_r comes from the relation's embedding; `graph`: from a second network over the graph
             of relations, as in ULTRA (2310.04562), which needs no text.
         question_relations: the relation vectors of every layer are made from the question, too.
+        question_gates: then the question only says how much each relation counts in a layer, by shares that sum to 1:
+            each step is chosen by itself, so that steps known from several paths can be put together to a new one.
         question_attention: then each layer reads its own words of the question: it attends over the embeddings of
             tokens, so that a path that no training question asked for can be put together from known steps.
         hold_unreached: a node's state stays zero until a message from a seed has reached it. Scores inside the ball of
@@ -79,6 +82,7 @@ class GFMConfig(PreTrainedConfig):
     messages: str = "along"
     relation_source: str = "text"
     question_relations: bool = False
+    question_gates: bool = False
     question_attention: bool = False
     hold_unreached: bool = False
     seed_weights: bool = False
@@ -102,8 +106,9 @@ class GFMConfig(PreTrainedConfig):
         ):
             if value not in allowed:
                 raise ValueError(f"The {name} {value!r} is not known. Choose one of {', '.join(allowed)}.")
-        if self.question_attention and not self.question_relations:
-            raise ValueError("question_attention is read by question_relations. Set both, or neither.")
+        for name, given in (("question_attention", self.question_attention), ("question_gates", self.question_gates)):
+            if given and not self.question_relations:
+                raise ValueError(f"{name} is a way of question_relations. Set both, or neither.")
         if self.hold_unreached and (self.message == "transe" or self.aggregation != "sum"):
             given = f"{self.aggregation} of {self.message}"
             raise ValueError(f"hold_unreached is for sums of distmult or rotate messages, not for {given}.")
@@ -121,6 +126,7 @@ class RelationalEdges:
         sources, relations, targets: (E,) int64, sorted by target; a message goes from source to target.
         offsets: (N + 1,) where the edges of each target begin.
         num_nodes, num_relations: how many there are.
+        hidden: (E,) bool in the given order: edges that `from_pairs` passes over.
     """
 
     order: Tensor
@@ -130,6 +136,7 @@ class RelationalEdges:
     num_nodes: int
     num_relations: int
     offsets: Tensor = field(init=False)
+    hidden: Tensor | None = field(default=None, init=False)
     _grouped: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -159,6 +166,22 @@ class RelationalEdges:
         """(offsets, sources, targets) of the edges grouped by relation, made when first asked for."""
         return self._group("relation", self.relations, self.num_relations, self.sources, self.targets)
 
+    def leaving(self) -> tuple[Tensor, Tensor]:
+        """(offsets (N + 1,), places (E,) of the edges grouped by source), made when first asked for."""
+        places = torch.arange(len(self), device=self.order.device)
+        return self._group("leaving", self.sources, self.num_nodes, places, places)[:2]
+
+    def from_pairs(self, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All edges that leave pairs (p,), numbered question * N + node: (pairs at their sources, targets, places)."""
+        offsets, leaving = self.leaving()
+        nodes = pairs % self.num_nodes
+        rows = leaving[ranges(offsets, nodes)]
+        sources = torch.repeat_interleave(pairs, offsets[nodes + 1] - offsets[nodes])
+        if self.hidden is not None:
+            seen = ~self.hidden[self.order[rows]]
+            rows, sources = rows[seen], sources[seen]
+        return sources, sources - self.sources[rows] + self.targets[rows], rows
+
     def _group(self, name: str, keys: Tensor, count: int, *columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if name not in self._grouped:
             order = torch.argsort(keys, stable=True)
@@ -171,6 +194,13 @@ class RelationalEdges:
         kept = torch.ones(len(self), dtype=torch.bool, device=self.order.device)
         kept[dropped] = False
         return self.where(kept[self.order])
+
+    def hiding(self, dropped: Tensor) -> "RelationalEdges":
+        """As `without` for `from_pairs` alone: nothing is sorted anew."""
+        other = copy(self)
+        other.hidden = torch.zeros(len(self), dtype=torch.bool, device=self.order.device)
+        other.hidden[dropped] = True
+        return other
 
     def where(self, kept: Tensor) -> "RelationalEdges":
         """Those of the sorted edges that a mask (E,) bool keeps."""
@@ -279,6 +309,61 @@ class GFMGraph:
             counts = torch.bincount(self.document_nodes[:, 1], minlength=self.num_nodes)
             self.derived["document counts"] = counts.float()
         return self.derived["document counts"]
+
+
+@dataclass
+class Ball:
+    """What messages from the seeds of several questions reach: pairs (question, node) in the order of their steps.
+
+    Attributes:
+        questions, nodes: (n,) of every pair; those reached first stand first, seeds in front.
+        starts: (S,) places of the seeds as they were given.
+        steps: for each step the edges that its messages take, between places of pairs. An edge's `order` is the one
+            of the edge that it stands for, its relation counts from 2R times the question where each has vectors of
+            its own, and `num_nodes` is how many pairs have been reached after the step.
+    """
+
+    questions: Tensor
+    nodes: Tensor
+    starts: Tensor
+    steps: list[RelationalEdges]
+
+    @classmethod
+    def grow(
+        cls, edges: RelationalEdges, seeds: Tensor, batch: Tensor, count: int, steps: int, own_relations: bool
+    ) -> "Ball":
+        """From seeds (S,) of the questions `batch` (S,), `steps` steps far.
+
+        Args:
+            count: B. own_relations: every question has relation vectors of its own.
+        """
+        size = edges.num_nodes
+        place = torch.full((count * size,), -1, device=seeds.device)
+        fresh, starts = torch.unique(batch * size + seeds, return_inverse=True)
+        rings, parts = [fresh], []
+        place[fresh] = torch.arange(len(fresh), device=seeds.device)
+        for _ in range(steps):
+            sources, targets, rows = edges.from_pairs(fresh)
+            kinds = edges.relations[rows]
+            if own_relations:
+                kinds = kinds + edges.num_relations * torch.div(sources, size, rounding_mode="floor")
+            fresh = torch.unique(targets[place[targets] < 0])
+            begun = sum(map(len, rings))
+            place[fresh] = torch.arange(begun, begun + len(fresh), device=seeds.device)
+            rings.append(fresh)
+            parts.append((edges.order[rows], place[sources], kinds, place[targets]))
+        pairs, reached = torch.cat(rings), np.cumsum([len(ring) for ring in rings])[1:].tolist()
+        relations = edges.num_relations * (count if own_relations else 1)
+        grown = [join_edges(parts[: step + 1], reached[step], relations) for step in range(steps)]
+        return cls(torch.div(pairs, size, rounding_mode="floor"), pairs % size, starts, grown)
+
+
+def join_edges(parts: list[tuple[Tensor, ...]], num_nodes: int, num_relations: int) -> RelationalEdges:
+    """The edges of several parts (order, sources, relations, targets) as one, sorted by target."""
+    order, sources, kinds, targets = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    by_target = torch.argsort(targets, stable=True)
+    columns = order[by_target], sources[by_target], kinds[by_target], targets[by_target]
+    return RelationalEdges(*columns, num_nodes, num_relations)
 
 
 # ------------------------------------------------------------------------------------------------- message passing
@@ -540,7 +625,9 @@ class GFMLayer(nn.Module):
         self.relation_table = nn.Embedding(num_meta_relations, width) if num_meta_relations else None
         if self.relation_table is None:
             self.relation_mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
-        self.question = nn.Linear(width, width, bias=False) if config.question_relations else None
+        gates = config.question_gates and self.relation_table is None
+        self.question = nn.Linear(width, width, bias=gates) if config.question_relations else None
+        self.gate = nn.Linear(width, width) if gates else None
         self.focus = nn.Linear(width, 1, bias=False) if config.question_attention else None
         self.linear = nn.Linear((13 if self.aggregation == "pna" else 2) * width, width)
         self.norm = nn.LayerNorm(width)
@@ -559,6 +646,9 @@ class GFMLayer(nn.Module):
             return self.relation_table.weight[:, None]
         if self.question is None:
             return self.relation_mlp(relations)
+        if self.gate is not None:
+            shares = (self.gate(relations) * self.question(question)).sum(-1).softmax(0)
+            return self.relation_mlp(relations) * shares[..., None]
         first, activation, last = self.relation_mlp
         return last(activation(first(relations) + self.question(question)))
 
@@ -794,10 +884,11 @@ class GFMForRetrieval(PreTrainedModel):
         words = self._words(question, question_tokens, question_token_mask)
         if edge_index is not None:
             edges = self._union(graph, edge_index, edge_relations, node_batch, len(question))
-        start = self._start(graph, question, seed_nodes, seed_batch, node_batch)
-        states = self._run(start, edges, words, relations, node_batch is not None)
+        start, ball = self._start(graph, edges, question, seed_nodes, seed_batch, node_batch)
+        steps = [edges] * len(self.layers) if ball is None else ball.steps
+        states = self._run(start, steps, words, relations, ball is not None or node_batch is not None)
         return self._output(
-            graph, states, question, node_batch,
+            graph, states, ball, question, node_batch,
             (target_nodes, target_batch), (known_nodes, known_batch), negative_nodes,
             (target_documents, target_document_batch),
         )  # fmt: skip
@@ -812,7 +903,8 @@ class GFMForRetrieval(PreTrainedModel):
         edges = graph.edges(self.config.messages == "against")
         if removed is None or not len(removed):
             return edges
-        return edges.without(torch.cat([removed, removed + graph.edge_index.shape[1]]))
+        removed = torch.cat([removed, removed + graph.edge_index.shape[1]])
+        return edges.hiding(removed) if self.config.hold_unreached else edges.without(removed)
 
     def _read_question(
         self, graph: GFMGraph, edges: RelationalEdges, embeds: Tensor | None, queries: Tensor | None
@@ -853,41 +945,52 @@ class GFMForRetrieval(PreTrainedModel):
         return with_inverses(edge_index, relations, len(node_batch), count, against, copies)
 
     def _start(
-        self, graph: GFMGraph, question: Tensor, seeds: Tensor, batch: Tensor, node_batch: Tensor | None
-    ) -> Tensor:
-        """States before the first step (N, B, D), or (n, 1, D) of a union: the question's vector at its seeds."""
-        vectors = question[batch]
-        if self.config.seed_weights and node_batch is None:
+        self, graph: GFMGraph, edges: RelationalEdges, question: Tensor, seeds: Tensor, batch: Tensor,
+        node_batch: Tensor | None,
+    ) -> tuple[Tensor, Ball | None]:  # fmt: skip
+        """States before the first step, the question's vector at its seeds, and with hold_unreached where they are.
+
+        Returns:
+            (N, B, D), or (n, 1, D) of a union, and None; or (s, 1, D) of the seeds of a ball, and the ball.
+        """
+        vectors, whole = question[batch], node_batch is None
+        if self.config.seed_weights and whole:
             counts = graph.document_counts()[seeds].to(question)
             vectors = vectors * torch.where(counts > 0, 1 / counts.clamp(min=1), 0.0)[:, None]
-        if node_batch is None:
+        if self.config.hold_unreached:
+            own = whole and (self.config.question_relations or not self.from_text)
+            shape = (len(question), len(self.layers), own) if whole else (1, len(self.layers), own)
+            ball = Ball.grow(edges, seeds, batch if whole else torch.zeros_like(batch), *shape)
+            start = question.new_zeros(int(ball.starts.max()) + 1, 1, question.shape[1])
+            return start.index_put((ball.starts, torch.zeros_like(seeds)), vectors), ball
+        if whole:
             start = question.new_zeros(graph.num_nodes, *question.shape)
-            return start.index_put((seeds, batch), vectors)
+            return start.index_put((seeds, batch), vectors), None
         start = question.new_zeros(len(node_batch), 1, question.shape[1])
-        return start.index_put((seeds, torch.zeros_like(seeds)), vectors)
+        return start.index_put((seeds, torch.zeros_like(seeds)), vectors), None
 
     def _run(
-        self, start: Tensor, edges: RelationalEdges, words: list[Tensor], relations: Tensor, union: bool,
-        trace: list[tuple[Tensor, Tensor, Tensor]] | None = None,
+        self, start: Tensor, steps: Sequence[RelationalEdges], words: list[Tensor], relations: Tensor, flat: bool,
+        trace: list[tuple[RelationalEdges, Tensor, Tensor, Tensor]] | None = None,
     ) -> Tensor:  # fmt: skip
-        """The last states (N, B, D), or those of all layers side by side; `trace` gets what evidence needs."""
-        states, history, all_edges = start, [], edges
-        reached = start.detach().ne(0).any(-1) if self.config.hold_unreached else None
-        for layer, read in zip(self.layers, words, strict=True):
+        """The last states, or those of all layers side by side; `trace` gets what evidence needs.
+
+        Args:
+            start: (N, B, D), or flat (n, 1, D), a row for each pair of question and node.
+            steps: the edges of every step; it may have more nodes than the one before.
+        """
+        states, history = start, []
+        for layer, read, edges in zip(self.layers, words, steps, strict=True):
             vectors = layer.relation_vectors(relations, read)
-            if union and vectors.shape[1] > 1:
+            if flat and vectors.shape[1] > 1:
                 vectors = vectors.transpose(0, 1).reshape(-1, 1, vectors.shape[-1])  # (B 2R, 1, D)
-            if reached is not None:  # what comes from the others is zero
-                edges = all_edges.where(reached.any(1)[all_edges.sources])
+            states, start = grown(states, edges.num_nodes), grown(start, edges.num_nodes)
             aggregate = layer.aggregate(states, start, edges, vectors)
             if trace is not None:
-                trace.append((states, vectors, aggregate))
+                trace.append((edges, states, vectors, aggregate))
             states = layer.update(states, aggregate)
-            if reached is not None:
-                reached = spread_reach(reached, edges)
-                states = states * reached[..., None]
             history.append(states)
-        return torch.cat(history, -1) if self.config.concat_hidden else states
+        return torch.cat([grown(one, len(states)) for one in history], -1) if self.config.concat_hidden else states
 
     def score(self, states: Tensor, question: Tensor) -> Tensor:
         """Logits (...) of states (..., D) beside the questions (..., D) that are asked of them."""
@@ -897,22 +1000,44 @@ class GFMForRetrieval(PreTrainedModel):
         hidden = hidden + F.linear(question, first.weight[:, width:], first.bias)
         return last(activation(hidden)).squeeze(-1)
 
+    def _logits(
+        self, graph: GFMGraph, states: Tensor, ball: Ball | None, question: Tensor, node_batch: Tensor | None
+    ) -> Tensor:
+        """(B, N) of all nodes, or (n,) of a union; outside a ball the question alone says what a node scores."""
+        if ball is None and node_batch is None:
+            return self.score(states, question).T.contiguous()
+        if ball is None:
+            return self.score(states[:, 0], question[node_batch])
+        outside = self.score(states.new_zeros(len(question), states.shape[-1]), question)
+        if node_batch is not None:
+            inside = self.score(states[:, 0], question[node_batch[ball.nodes]])
+            return outside[node_batch].index_put((ball.nodes,), inside)
+        inside = self.score(states[:, 0], question[ball.questions])
+        everywhere = outside[:, None].repeat(1, graph.num_nodes)
+        return everywhere.index_put((ball.questions, ball.nodes), inside)
+
     def _output(
-        self, graph: GFMGraph, states: Tensor, question: Tensor, node_batch: Tensor | None,
+        self, graph: GFMGraph, states: Tensor, ball: Ball | None, question: Tensor, node_batch: Tensor | None,
         targets: tuple[Tensor | None, Tensor | None], known: tuple[Tensor | None, Tensor | None],
         negatives: Tensor | None, documents: tuple[Tensor | None, Tensor | None],
     ) -> GFMOutput:  # fmt: skip
         count, (nodes, batch) = len(question), targets
-        if node_batch is not None:
-            logits, questions = self.score(states[:, 0], question[node_batch]), node_batch
-            places = nodes
-        elif negatives is not None and nodes is not None:
+        everywhere = node_batch is None and negatives is None
+        if self.training and self._learns_near and everywhere and ball is not None and nodes is not None:
+            return GFMOutput(self._loss_near(graph, states, ball, question, targets, known))
+        if negatives is not None and nodes is not None and node_batch is None:
             rows = torch.arange(count, device=batch.device).repeat_interleave(negatives.shape[1])
             nodes, questions = torch.cat([nodes, negatives.reshape(-1)]), torch.cat([batch, rows])
-            logits = self.score(states[nodes, questions], question[questions])
+            if ball is None:
+                logits = self.score(states[nodes, questions], question[questions])
+            else:
+                logits = self._logits(graph, states, ball, question, None)[questions, nodes]
             places = torch.arange(len(batch), device=batch.device)
+        elif node_batch is not None:
+            logits, questions = self._logits(graph, states, ball, question, node_batch), node_batch
+            places = nodes
         else:
-            logits = self.score(states, question).T.contiguous()  # (B, N)
+            logits = self._logits(graph, states, ball, question, None)
             questions = torch.arange(count, device=logits.device).repeat_interleave(graph.num_nodes)
             places = None if nodes is None else batch * graph.num_nodes + nodes
         if places is None:
@@ -928,6 +1053,40 @@ class GFMForRetrieval(PreTrainedModel):
             loss = (1 - share) * loss + share * self._document_loss(logits, graph, *documents)
         ranks = None if self.training else filtered_ranks(logits.reshape(-1), questions, labels, places)
         return GFMOutput(loss, logits, ranks)
+
+    @property
+    def _learns_near(self) -> bool:
+        config = self.config
+        return not (config.bce_weight or config.list_ce_weight or config.document_weight)
+
+    def _loss_near(
+        self, graph: GFMGraph, states: Tensor, ball: Ball, question: Tensor, targets: tuple[Tensor, Tensor],
+        known: tuple[Tensor | None, Tensor | None],
+    ) -> Tensor:  # fmt: skip
+        """The softmax cross-entropy over all nodes, in which those outside the ball, all alike, stand as one.
+
+        Args:
+            targets, known: nodes (T,) and the question of each, as for `forward`.
+        """
+        count, size = len(question), graph.num_nodes
+        place = torch.full((count * size,), -1, device=question.device)
+        place[ball.questions * size + ball.nodes] = torch.arange(len(ball.nodes), device=question.device)
+        right = targets[1] * size + targets[0]
+        left = right if known[0] is None else torch.unique(torch.cat([right, known[1] * size + known[0]]))
+        labels = torch.full_like(ball.nodes, NEGATIVE)
+        labels[place[left][place[left] >= 0]] = LEFT_OUT
+        labels[place[right][place[right] >= 0]] = POSITIVE
+        lost = right[place[right] < 0]
+        others = torch.cat([ball.questions, torch.div(left[place[left] < 0], size, rounding_mode="floor")])
+        many = size - torch.bincount(others, minlength=count)
+        outside = self.score(states.new_zeros(count, states.shape[-1]), question)
+        alone = torch.div(lost, size, rounding_mode="floor")
+        logits = torch.cat([
+            self.score(states[:, 0], question[ball.questions]), outside + many.clamp(min=1e-9).log(), outside[alone],
+        ])  # fmt: skip
+        questions = torch.cat([ball.questions, torch.arange(count, device=question.device), alone])
+        kinds = torch.full((count,), NEGATIVE, device=question.device), torch.full_like(alone, POSITIVE)
+        return self.loss(logits, questions, torch.cat([labels, *kinds]), count)
 
     def loss(self, logits: Tensor, questions: Tensor, labels: Tensor, count: int) -> Tensor:
         """The weighted losses over pairs.
@@ -981,21 +1140,22 @@ class GFMForRetrieval(PreTrainedModel):
             whole = self._edges(graph)
             question, relations = self._read_question(graph, whole, question_embeds, None)
             edges = self._union(graph, edge_index, edge_relations, node_batch, len(question))
-            start = self._start(graph, question, seed_nodes, seed_batch, node_batch).detach().requires_grad_()
+            start, ball = self._start(graph, edges, question, seed_nodes, seed_batch, node_batch)
+            steps = [edges] * len(self.layers) if ball is None else ball.steps
             words = self._words(question, question_tokens, question_token_mask)
-            states = self._run(start, edges, words, relations, True, trace)
-            scores = self.score(states[:, 0], question[node_batch])
+            states = self._run(start.detach().requires_grad_(), steps, words, relations, True, trace)
+            scores = self._logits(graph, states, ball, question, node_batch)
             best = torch.cat([places for places in top_places(scores, node_batch, len(question), top)])
-            grads = torch.autograd.grad(scores[best].sum(), [aggregate for _, _, aggregate in trace])
+            grads = torch.autograd.grad(scores[best].sum(), [aggregate for *_, aggregate in trace], allow_unused=True)
         importance = scores.new_zeros(len(edges))
-        count = (edges.degrees + 1).to(scores.dtype)[:, None, None]
-        for (states, vectors, _), grad in zip(trace, grads, strict=True):
-            grad = grad / count if self.config.aggregation == "mean" else grad
+        for (edges, states, vectors, aggregate), grad in zip(trace, grads, strict=True):
+            grad = torch.zeros_like(aggregate) if grad is None else grad
+            if self.config.aggregation == "mean":
+                grad = grad / (edges.degrees + 1).to(scores.dtype)[:, None, None]
             for part in chunks(edges, states):
                 sent = message_of(self.config.message, states[edges.sources[part]], vectors[edges.relations[part]])
-                importance[part] += (grad[edges.targets[part]] * sent).sum((1, 2))
-        given = torch.zeros_like(importance).index_copy(0, edges.order, importance.detach())
-        return scores.detach(), given.reshape(2, -1).sum(0)
+                importance.index_add_(0, edges.order[part], (grad[edges.targets[part]] * sent).sum((1, 2)))
+        return scores.detach(), importance.detach().reshape(2, -1).sum(0)
 
     @torch.no_grad()
     def score_near(
@@ -1016,22 +1176,17 @@ class GFMForRetrieval(PreTrainedModel):
         if not self.scores_near:
             raise ValueError("score_near needs text relations, no concat_hidden, seed_weights or pna, and relation "
                              "vectors without the question or hold_unreached. Call forward instead.")  # fmt: skip
+        if self.config.hold_unreached:  # forward knows no other way
+            batch = torch.zeros_like(seed_nodes)
+            return self(graph_index, seed_nodes, batch, question_embeds, question_tokens, question_token_mask).logits
         graph = self._graph(graph_index)
-        edges = self._edges(graph)
-        ball = torch.unique(seed_nodes)
-        if self.config.hold_unreached:
-            background = None
-            question, relations = self._read_question(graph, edges, question_embeds, None)
-            words = self._words(question, question_tokens, question_token_mask)
-        else:
-            background = self._background(graph, edges)
-            question = self.question_projection(question_embeds.to(self.dtype))
+        edges, ball = self._edges(graph), torch.unique(seed_nodes)
+        behind, vectors, last = self._background(graph, edges)
+        question = self.question_projection(question_embeds.to(self.dtype))
         states = question.expand(len(ball), -1)
-        for place, layer in enumerate(self.layers):
-            vectors = layer.relation_vectors(relations, words[place]) if background is None else background[1][place]
-            behind = None if background is None else background[0][place]
-            ball, states = self._step_near(layer, edges, vectors, ball, states, seed_nodes, question, behind)
-        return self._score_ball(graph, question, ball, states, None if background is None else background[2])
+        for layer, *kept in zip(self.layers, vectors, behind, strict=True):
+            ball, states = self._step_near(layer, edges, kept, ball, states, seed_nodes, question)
+        return self._score_ball(graph, question, ball, states, last)
 
     @property
     def scores_near(self) -> bool:
@@ -1042,14 +1197,15 @@ class GFMForRetrieval(PreTrainedModel):
         return constant and self.from_text and not whole
 
     def _step_near(
-        self, layer: GFMLayer, edges: RelationalEdges, vectors: Tensor, ball: Tensor, states: Tensor,
-        seeds: Tensor, question: Tensor, behind: Tensor | None,
+        self, layer: GFMLayer, edges: RelationalEdges, kept: Sequence[Tensor], ball: Tensor, states: Tensor,
+        seeds: Tensor, question: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """One step from the states (b, D) of a ball: (the next ball (b',), its states (b', D)).
 
         Args:
-            behind: (N, D) what every other node holds; None: zero.
+            kept: relation vectors (2R, 1, D), and (N, D) what every other node holds.
         """
+        vectors, behind = kept
         offsets, targets, _ = edges.by_source()
         after = torch.unique(torch.cat([ball, targets[ranges(offsets, ball)]]))
         arriving = ranges(edges.offsets, after)
@@ -1059,7 +1215,7 @@ class GFMForRetrieval(PreTrainedModel):
         others = torch.unique(sources[local[sources] < 0])
         local[others] = len(after) + torch.arange(len(others), device=after.device)
         rows = torch.cat([after, others])
-        before = states.new_zeros(len(rows), states.shape[1]) if behind is None else behind[rows]
+        before = behind[rows]
         before[local[ball]] = states
         start = torch.zeros_like(before)
         start[local[seeds]] = question
@@ -1091,17 +1247,19 @@ class GFMForRetrieval(PreTrainedModel):
         return kept[1]
 
     def _score_ball(
-        self, graph: GFMGraph, question: Tensor, ball: Tensor, states: Tensor, behind: Tensor | None
+        self, graph: GFMGraph, question: Tensor, ball: Tensor, states: Tensor, behind: Tensor
     ) -> Tensor:
         """(1, N) scores: of the ball from its states, of all others from what the read-out made of them before."""
         first, activation, last = self.readout
         asked = F.linear(question, first.weight[:, states.shape[-1] :], first.bias)
-        if behind is None:
-            scores = last(activation(asked)).reshape(1).repeat(graph.num_nodes)
-        else:
-            scores = last(activation(behind + asked)).squeeze(-1)
+        scores = last(activation(behind + asked)).squeeze(-1)
         scores[ball] = self.score(states, question)
         return scores[None]
+
+
+def grown(states: Tensor, count: int) -> Tensor:
+    """States (n, B, D) with rows of zeros behind them, `count` in all."""
+    return states if len(states) == count else F.pad(states, (0, 0, 0, 0, 0, count - len(states)))
 
 
 def ranges(offsets: Tensor, rows: Tensor) -> Tensor:
@@ -1110,13 +1268,6 @@ def ranges(offsets: Tensor, rows: Tensor) -> Tensor:
     ends = lengths.cumsum(0)
     shifts = torch.repeat_interleave(offsets[rows] - ends + lengths, lengths)
     return torch.arange(len(shifts), device=rows.device) + shifts
-
-
-def spread_reach(reached: Tensor, edges: RelationalEdges) -> Tensor:
-    """Which (node, question) (N, B) bool a message has reached one step later."""
-    arrived = torch.zeros(reached.shape, device=reached.device)
-    arrived.index_add_(0, edges.targets, reached[edges.sources].float())
-    return reached | (arrived > 0)
 
 
 def top_places(scores: Tensor, questions: Tensor, count: int, top: int) -> Iterator[Tensor]:

@@ -83,10 +83,12 @@ def measure(step: Callable[[], Tensor], leaves: list[Tensor], repeats: int) -> t
     return best, peak, [leaf.grad.clone() for leaf in leaves]
 
 
-def compare(edges: RelationalEdges, width: int, repeats: int, peers: bool = True) -> dict[str, float]:
-    """Ours and, with `peers`, both others on one graph and width."""
+def compare(
+    edges: RelationalEdges, width: int, repeats: int, peers: bool = True, batch: int = BATCH
+) -> dict[str, float]:
+    """Ours and, with `peers`, both others on one graph and width, `batch` questions at once."""
     torch.manual_seed(0)
-    states = torch.randn(edges.num_nodes, BATCH, width, requires_grad=True)
+    states = torch.randn(edges.num_nodes, batch, width, requires_grad=True)
     relations = torch.randn(edges.num_relations, 1, width, requires_grad=True)
     arms = {"ours": lambda: propagate(states, relations, edges)}
     if peers:
@@ -105,7 +107,7 @@ def compare(edges: RelationalEdges, width: int, repeats: int, peers: bool = True
         row["speedup_vs_pyg"] = row["pyg_ms"] / row["ours_ms"]
         row["memory_ratio"] = row["ours_mb"] / row["index_add_mb"]
     # rows read and written by the three sums: one of each kind an edge, one result a node
-    moved = 4 * width * (3 * len(edges) * (2 * BATCH + 1) + 2 * edges.num_nodes * BATCH)
+    moved = 4 * width * (3 * len(edges) * (2 * batch + 1) + 2 * edges.num_nodes * batch)
     return row | {"gb_per_s": moved / row["ours_ms"] / 1e6}
 
 

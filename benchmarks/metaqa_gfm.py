@@ -65,7 +65,8 @@ class Run:
         train: how many questions it sees, drawn evenly, None for all. epochs: how often.
         test: how many test questions, None for all.
         unseen: which questions are kept out of training and alone are asked; None: none is, all are.
-        attention: each layer reads its own words of the question, not one vector of it.
+        composed: each layer chooses its relations by itself, by words of the question that it finds by itself
+            (question_gates and question_attention); else all read the one vector of the question.
     """
 
     hops: tuple[int, ...]
@@ -74,27 +75,25 @@ class Run:
     epochs: int = 1
     test: int | None = None
     unseen: Callable[[Asked], bool] | None = None
-    attention: bool = False
+    composed: bool = False
 
 
 def runs(asked: dict[str, list[Asked]]) -> Iterator[tuple[str, Run]]:
     """All runs by name."""
-    for hops, epochs in ((1, 2), (2, 1), (3, 1)):
+    for hops, epochs in ((1, 2), (2, 2), (3, 1)):
         yield f"{hops}hop", Run((hops,), hops, None, epochs)
     yield "all", Run((1, 2, 3), STEPS, 20000)
     templates = half_of_templates(asked["train"])
-    reads = (("", True), ("_one_vector", False))
     for hops in (1, 2, 3):
-        for suffix, attention in reads:
-            yield f"templates_{hops}hop{suffix}", Run((hops,), hops, 4000, 1, TEST_SAMPLE,
-                                                      lambda one: one.template in templates, attention)  # fmt: skip
+        yield f"templates_{hops}hop", Run((hops,), hops, 4000, 3, TEST_SAMPLE,
+                                          lambda one: one.template in templates)  # fmt: skip
     for hops in (2, 3):
-        yield f"1000_{hops}hop", Run((hops,), hops, 1000, 4, TEST_SAMPLE)
+        yield f"1000_{hops}hop", Run((hops,), hops, 1000, 10, TEST_SAMPLE)
     for fold in range(FOLDS):
         held = held_paths(asked["train"], fold)
-        for suffix, attention in reads:
-            yield f"paths_{fold}{suffix}", Run((3,), 3, 4000, 1, TEST_SAMPLE, lambda one, held=held: one.path in held,
-                                               attention)  # fmt: skip
+        for suffix, composed in (("", True), ("_one_vector", False)):
+            yield f"paths_{fold}{suffix}", Run((3,), 3, 4000, 3, TEST_SAMPLE, lambda one, held=held: one.path in held,
+                                               composed)  # fmt: skip
 
 
 def half_of_templates(asked: Sequence[Asked]) -> set[str]:
@@ -161,11 +160,16 @@ def measure(name: str, run: Run, asked: dict[str, list[Asked]], work: Path, flag
     sizes = write_questions(run, asked, work / "data", work / name / "data")
     output = work / name / "model"
     if not (output / "metrics.json").is_file():
+        begun = time.process_time()
         torch.set_flush_denormal(True)
         paths = {"data_path": work / name / "data", "output_dir": output, "gfm_num_layers": run.layers,
-                 "num_train_epochs": run.epochs, "gfm_question_attention": run.attention}  # fmt: skip
+                 "num_train_epochs": run.epochs, "gfm_question_gates": run.composed,
+                 "gfm_question_attention": run.composed}  # fmt: skip
         finetune.main([RECIPE, *(word for key, value in paths.items() for word in (f"--{key}", str(value))), *flags])
+        write_json(output / "cpu.json", {"cpu_minutes": (time.process_time() - begun) / 60})
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+    metrics |= json.loads((output / "cpu.json").read_text(encoding="utf-8"))
+    metrics["commit"] = json.loads((output / "run.json").read_text(encoding="utf-8"))["commit"]
     metrics["hits@1_ties_missed"] = metrics["hits@1"]
     metrics |= answered(output / "predictions.jsonl")
     print(f"{name:18} {metrics['hits@1']:.4f}  {sizes}  {metrics['minutes']:.1f} min", flush=True)
@@ -198,6 +202,14 @@ def summary(found: dict[str, dict]) -> dict[str, float]:
     return figures
 
 
+def recorded(path: Path) -> dict[str, dict]:
+    """The runs of an earlier record, each with its commit: those that are not run again are kept."""
+    if not path.is_file():
+        return {}
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return {name: {"commit": record["commit"], **one} for name, one in record["runs"].items()}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Everything from the raw files to the result file, written anew after every run."""
     parser = argparse.ArgumentParser(description="MetaQA as retrieval by a graph network.")
@@ -208,19 +220,24 @@ def main(argv: list[str] | None = None) -> None:
     arguments, flags = parser.parse_known_args(argv)
     build_data(arguments.data, arguments.work / "data")
     asked = read_asked(arguments.data, arguments.work / "data")
-    found, begun = {}, time.time()
-    for name, run in runs(asked):
+    wanted, begun = dict(runs(asked)), time.time()
+    found = {name: one for name, one in recorded(arguments.json).items() if name in wanted}
+    now = [name for name, one in found.items() if "cpu_minutes" in one]
+    for name, run in wanted.items():
         finished = (arguments.work / name / "model" / "metrics.json").is_file()
         if arguments.runs is not None and name not in arguments.runs and not finished:
             continue
         found[name] = measure(name, run, asked, arguments.work, flags)
+        now += [name] * (name not in now)
         figures = summary(found)
         write_json(arguments.json, figures | {
             "command": shlex.join(["python", "benchmarks/metaqa_gfm.py", "--data", str(arguments.data), "--json",
-                                   str(arguments.json), *flags, "--runs", *found]),
+                                   str(arguments.json), *flags, "--runs", *now]),
             "commit": commit(),
             "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores shared with other work",
-            "minutes": sum(one["minutes"] for one in found.values()),
+            "minutes": sum(found[name]["minutes"] for name in now),
+            "cpu_minutes": sum(found[name]["cpu_minutes"] for name in now),
+            "rows_of_an_earlier_recipe": {name: one["commit"] for name, one in found.items() if name not in now},
             "seeds": [42],
             "published": {name: [*row] for name, row in PUBLISHED.items()},
             "metrics": figures,

@@ -29,7 +29,7 @@ from data_processor.dataset import GraphQADataset
 from data_processor.gfm_dataset import masked
 from data_processor.graph_store import KnowledgeGraph, write_subgraphs
 from data_processor.retrieval import METHODS
-from data_processor.retrieval.gfm import hides_seeds
+from data_processor.retrieval.gfm import hides_seeds, reads_tokens
 from data_processor.schema import QAPair, Subgraph, read_qa, to_json, write_jsonl
 from data_processor.text_encoder import load_encoder
 from modeling_graphllm import GraphLLMForConditionalGeneration
@@ -48,11 +48,13 @@ def finder(method: str, graph: KnowledgeGraph, model: Path | None) -> Finder:
     if method == "gfm":
         options["model"] = str(model)
     hidden = method == "gfm" and hides_seeds(str(model))
+    tokens = method == "gfm" and reads_tokens(str(model))
 
     def find(pair: QAPair) -> Subgraph:
         text = masked(pair.question, graph.node_name(pair.seed_nodes)) if hidden else pair.question
+        read = np.vstack([encoder.encode([text]), *(encoder.encode_tokens([text]) if tokens else ())])
         seeds = np.array(pair.seed_nodes)
-        return METHODS[method](graph, encoder.encode([text])[0], seeds, np.ones(len(seeds)), **options)
+        return METHODS[method](graph, read if tokens else read[0], seeds, np.ones(len(seeds)), **options)
 
     return find
 

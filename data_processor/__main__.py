@@ -18,7 +18,7 @@ from data_processor.importers import IMPORTERS
 from data_processor.inspection import inspect_question
 from data_processor.retrieval import METHODS
 from data_processor.retrieval.folder import link_folder, node_index, retrieve_folder
-from data_processor.retrieval.gfm import hides_seeds
+from data_processor.retrieval.gfm import hides_seeds, reads_tokens
 from data_processor.retrieval.split import SEED_SOURCES, words_and_marks
 from data_processor.synonyms import add_synonyms, recovered
 from data_processor.text_encoder import TextEncoder, load_encoder
@@ -171,9 +171,11 @@ def run_retrieve(arguments: argparse.Namespace) -> str:
         if not arguments.within_given:
             options["index"] = node_index(KnowledgeGraph.open(arguments.data / "graph"), arguments.index)
     parameters = {name: vars(arguments)[name] for name in PARAMETERS if vars(arguments)[name] is not None}
-    if arguments.method == "gfm" and arguments.model is not None and hides_seeds(arguments.model):
+    if arguments.method == "gfm" and arguments.model is not None:
         names = KnowledgeGraph.open(arguments.data / "graph").node_name
-        options["worded"] = lambda question, seeds: masked(question, names(list(seeds)))
+        if hides_seeds(arguments.model):
+            options["worded"] = lambda question, seeds: masked(question, names(list(seeds)))
+        options["tokens"] = reads_tokens(arguments.model)
     where = (arguments.splits, arguments.within_given)
     reports = retrieve_folder(arguments.data, arguments.method, parameters, options, *where)
     return "\n".join(f"{split}: {json.dumps(rounded(report))}" for split, report in reports.items())

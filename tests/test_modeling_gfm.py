@@ -79,6 +79,23 @@ def test_each_layer_reads_its_own_words_and_padding_says_nothing():
         model(**asked)
 
 
+def test_gates_are_shares_of_the_relations_that_the_question_chooses():
+    model, asked = model_of(triples(), question_relations=True, question_gates=True), ask()
+    relations = model.relation_projection(model.graphs[0].relation_embeds.double())[:, None]
+    question = model.question_projection(asked["question_embeds"])
+    for layer in model.layers:
+        vectors = layer.relation_vectors(relations, question)
+        shares = vectors / layer.relation_mlp(relations)
+        torch.testing.assert_close(shares, shares[..., :1].expand_as(shares))  # one number a relation and question
+        torch.testing.assert_close(shares[..., 0].sum(0), torch.ones(2, dtype=torch.double))
+        assert (shares > 0).all() and not torch.allclose(shares[:, 0], shares[:, 1])
+    scores = model(**asked).logits
+    with torch.no_grad():
+        model.layers[1].question.bias += 50 * model.layers[1].gate(relations)[2, 0].detach()
+    assert not torch.allclose(model(**asked).logits, scores)
+    assert float(model.layers[1].relation_vectors(relations, question).detach()[[0, 1, 3, 4, 5]].abs().max()) < 0.1
+
+
 def dense_messages(states, relations, table, kind):
     """Every message, one loop, nothing clever: [(target, (B, D))]."""
     found = []
@@ -193,6 +210,69 @@ def test_scores_near_the_seeds_equal_those_of_the_whole_graph(settings):
     torch.testing.assert_close(near, model(**one).logits, rtol=1e-10, atol=1e-12)
 
 
+def held(model, asked, table):
+    """Logits (B, N) of a model with hold_unreached: all edges at every step, and a mask that says what was reached."""
+    graph, edges = graph_of(table), edges_of(np.concatenate([table, table[:, [2, 1, 0]] + [0, RELATIONS, 0]]))
+    edges = RelationalEdges(edges.order, edges.sources, edges.relations, edges.targets, NODES, 2 * RELATIONS)
+    question, relations = model._read_question(graph, edges, asked["question_embeds"], None)
+    start = torch.zeros(NODES, *question.shape, dtype=question.dtype)
+    start = start.index_put((asked["seed_nodes"], asked["seed_batch"]), question[asked["seed_batch"]])
+    states, history, reached = start, [], start.abs().sum(-1) > 0
+    for layer in model.layers:
+        states = layer(states, start, edges, layer.relation_vectors(relations, question))
+        reached = reached | (torch.zeros(reached.shape).index_add_(0, edges.targets, reached[edges.sources] * 1.0) > 0)
+        states = states * reached[..., None]
+        history.append(states)
+    return model.score(torch.cat(history, -1) if model.config.concat_hidden else states, question).T
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"question_relations": True}, {"message": "rotate"}, {"question_relations": True, "concat_hidden": True},
+], ids=str)  # fmt: skip
+def test_balls_score_and_learn_as_the_whole_graph_does_with_unreached_nodes_at_zero(settings):
+    table = triples(30)
+    model, asked = model_of(table, hold_unreached=True, **settings), ask()
+    expected = held(model, asked, table)
+    found = model(**asked).logits
+    torch.testing.assert_close(found, expected)
+    assert len({round(float(one), 9) for one in found[0].detach()}) < NODES  # some nodes are out of reach
+    weight = torch.randn(found.shape, dtype=torch.double)
+    grads = [torch.autograd.grad((logits * weight).sum(), list(model.parameters())) for logits in (found, expected)]
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    fewer = np.delete(table, [4, 7], 0)
+    removed = model(**asked, removed_edges=torch.tensor([4, 7])).logits
+    torch.testing.assert_close(removed, held(model, asked, fewer))
+    sampled = model(**asked, target_nodes=torch.tensor([7, 4]), target_batch=torch.tensor([0, 1]),
+                    negative_nodes=torch.tensor([[1, 3], [6, 8]])).logits  # fmt: skip
+    torch.testing.assert_close(sampled, found[[0, 1, 0, 0, 1, 1], [7, 4, 1, 3, 6, 8]])
+
+
+def test_the_nodes_outside_a_ball_stand_as_one_in_the_softmax():
+    table = triples(30)
+    settings = {"bce_weight": 0.0, "list_ce_weight": 0.0, "softmax_weight": 1.0, "question_relations": True}
+    model, asked = model_of(table, hold_unreached=True, **settings), ask()
+    outside = [node for node in range(NODES) if node not in ball_of(model, asked)]
+    inside = sorted(ball_of(model, asked) - {0})
+    nodes = torch.tensor([inside[0], outside[0], inside[1]])
+    answers = {"target_nodes": nodes, "target_batch": torch.tensor([0, 0, 1])}
+    known = {"known_nodes": torch.tensor([outside[1], inside[2], inside[0]]), "known_batch": torch.tensor([0, 0, 0])}
+    for more in ({}, known):
+        losses = [model.train(mode)(**asked, **answers, **more).loss for mode in (False, True)]
+        torch.testing.assert_close(*losses)
+        grads = [torch.autograd.grad(loss, list(model.parameters())) for loss in losses]
+        for mine, theirs in zip(*grads, strict=True):
+            torch.testing.assert_close(mine, theirs)
+    assert model(**asked, **answers).logits is None
+
+
+def ball_of(model, asked):
+    """The nodes that the first question reaches."""
+    edges = model.graphs[0].edges(False)
+    ball = modeling_gfm.Ball.grow(edges, asked["seed_nodes"], asked["seed_batch"], 2, len(model.layers), True)
+    return set(ball.nodes[ball.questions == 0].tolist())
+
+
 def test_questions_whose_background_differs_are_refused():
     model = model_of(triples(), question_relations=True)
     one = ask(count=1)
@@ -200,7 +280,10 @@ def test_questions_whose_background_differs_are_refused():
         model.score_near(one["graph_index"], one["seed_nodes"], one["question_embeds"])
 
 
-@pytest.mark.parametrize("settings", [{}, {"question_relations": True}, {"message": "rotate"}], ids=str)
+@pytest.mark.parametrize("settings", [
+    {}, {"question_relations": True}, {"message": "rotate"}, {"hold_unreached": True},
+    {"hold_unreached": True, "question_relations": True},
+], ids=str)  # fmt: skip
 def test_a_union_of_whole_graphs_scores_as_the_graph_itself(settings):
     table = triples()
     model, asked = model_of(table, **settings), ask()
@@ -360,7 +443,8 @@ def test_seeds_that_many_documents_name_start_smaller():
     model = model_of(table, seed_weights=True)
     model.attach_graphs([graph_of(table, documents=DOCUMENTS)])
     question = torch.ones(1, WIDTH, dtype=torch.double)
-    start = model._start(model.graphs[0], question, torch.tensor([1, 2, 9]), torch.zeros(3, dtype=torch.long), None)
+    graph, none = model.graphs[0], torch.zeros(3, dtype=torch.long)
+    start, _ = model._start(graph, graph.edges(False), question, torch.tensor([1, 2, 9]), none, None)
     assert start[[1, 2, 9], 0, 0].tolist() == [1.0, 0.5, 0.0]
 
 
@@ -378,7 +462,8 @@ def test_a_saved_model_scores_as_before_and_holds_no_graph(tmp_path):
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: GFMConfig(message="conve"), "Choose one of distmult"),
     (lambda: GFMConfig(message="rotate", hidden_dim=7), "Choose an even one"),
-    (lambda: GFMConfig(question_attention=True), "Set both, or neither"),
+    (lambda: GFMConfig(question_attention=True), "question_attention is a way of question_relations"),
+    (lambda: GFMConfig(question_gates=True), "question_gates is a way of question_relations"),
     (lambda: GFMConfig(hold_unreached=True, message="transe"), "not for sum of transe"),
     (lambda: GFMGraph.from_arrays(np.zeros((0, 3)), 3, 1), "has no edges"),
     (lambda: GFMGraph.from_arrays(np.array([[0, 0, 9]]), 3, 1), "an edge names another one"),
@@ -387,7 +472,7 @@ def test_a_saved_model_scores_as_before_and_holds_no_graph(tmp_path):
     (lambda: model_of(triples(), feature_dim=6), "of width 5, the model reads width 6"),
     (lambda: model_of(triples())(**{**ask(), "graph_index": torch.tensor([3])}), "Graph 3 of 1"),
     (lambda: model_of(triples(), aggregation="max").evidence(*range(7)), "sum or mean"),
-], ids=range(11))  # fmt: skip
+], ids=range(12))  # fmt: skip
 def test_what_cannot_work_is_said(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -115,8 +115,31 @@ def test_what_cannot_work_is_said(graph, tmp_path):
     with pytest.raises(ValueError, match="embed with --encoder hashing:99"):
         METHODS["gfm"](graph, question, np.array([0]), np.ones(1), model=str(tmp_path / "other"))
     build_model(tmp_path / "tokens", question_attention=True)
-    with pytest.raises(ValueError, match="--gfm_question_attention"):
+    with pytest.raises(ValueError, match="then those of encode_tokens"):
         METHODS["gfm"](graph, question, np.array([0]), np.ones(1), model=str(tmp_path / "tokens"))
+
+
+def test_a_model_that_reads_tokens_is_asked_with_those_of_each_question(graph, tmp_path):
+    pairs = [QAPair("1", "whom does Ann like", ("Bob",), (1,), (0,)), QAPair("2", "who knows Ann", ("E",), (4,), (0,))]
+    write_jsonl(tmp_path / "qa" / "test.jsonl", map(to_json, pairs))
+    model = build_model(tmp_path / "m", question_attention=True, mask_seeds=True)
+    assert main(["retrieve", "--data", str(tmp_path), "--method", "gfm", "--model", str(tmp_path / "m")]) == 0
+    model.attach_graphs([as_gfm_graph(KnowledgeGraph.open(tmp_path / "graph"))])
+    store, found = SubgraphStore.open(tmp_path / "subgraphs" / "test"), []
+    for pair in pairs:
+        text = pair.question.replace("Ann", MASK)
+        tokens = torch.from_numpy(ENCODER.encode_tokens([text])[0])[None]
+        with torch.no_grad():
+            expected = model(
+                torch.tensor([0]), torch.tensor([0]), torch.tensor([0]), torch.from_numpy(ENCODER.encode([text])),
+                tokens, torch.ones(tokens.shape[:2], dtype=torch.bool),
+            ).logits[0].numpy()  # fmt: skip
+        found.append(store.get(pair.id))
+        np.testing.assert_allclose(found[-1].node_scores, expected[found[-1].nodes], rtol=1e-4, atol=1e-5)
+    order = np.argsort(found[0].nodes), np.argsort(found[1].nodes)
+    assert not np.allclose(found[0].node_scores[order[0]][:3], found[1].node_scores[order[1]][:3])
+    rows = [np.vstack([ENCODER.encode(["q"]), *ENCODER.encode_tokens(["what q"])])]
+    assert len(rank_documents(graph, rows, [[0]], str(tmp_path / "m"))[0]) == 3
 
 
 def test_the_encoder_reads_each_distinct_wording_once(graph):

@@ -150,6 +150,9 @@ class GFMArguments:
         default=None, help="text (embedded relation texts), or graph (relations that meet; needs no text)."
     )
     gfm_question_relations: bool | None = HfArg(default=None, help="Relation vectors made from the question, too.")
+    gfm_question_gates: bool | None = HfArg(
+        default=None, help="With gfm_question_relations: the question only says how much each relation counts."
+    )
     gfm_question_attention: bool | None = HfArg(
         default=None, help="Each layer reads its own words of the question; with gfm_question_relations, fine-tuning."
     )

@@ -44,7 +44,8 @@ def gfm(
     ends, until there are `max_nodes` nodes. Without a seed the nodes nearest to the question's text stand instead.
 
     Args:
-        question: (F,) embedding of the question by the graph's encoder.
+        question: (F,) embedding of the question by the graph's encoder; for a model with question_attention
+            (1 + t, F): behind it those of its t tokens.
         seeds, seed_scores: (s,) node ids and 1 for those that the question names, cosines for those that are similar.
         model: folder or Hub name of a `GFMForRetrieval`.
         max_nodes: nodes of the subgraph. candidates: nodes that are scored.
@@ -52,14 +53,14 @@ def gfm(
         least_similarity: seeds with a lower score are none.
 
     Raises:
-        ValueError: no model, or one of another text encoder than the graph's.
+        ValueError: no model, one of another text encoder than the graph's, or one that reads tokens and got none.
     """
     if model is None or question is None:
         raise ValueError("the method gfm needs an embedded graph and --model, the folder of a trained graph retriever")
     kept = np.asarray(seed_scores) >= least_similarity
     if not kept.any():
         logger.warning("no entity of the question is in %s; its nodes are ranked by text alone", graph.path)
-        return similarity(graph, question, seeds, seed_scores, max_nodes)
+        return similarity(graph, np.atleast_2d(question)[0], seeds, seed_scores, max_nodes)
     seeds, seed_scores = np.asarray(seeds)[kept], np.asarray(seed_scores)[kept]
     network = attached(model, graph)
     steps = network.config.num_layers
@@ -80,7 +81,7 @@ def score_part(
         graph_index=torch.zeros(1, dtype=torch.long),
         seed_nodes=torch.from_numpy(places),
         seed_batch=torch.zeros(len(places), dtype=torch.long),
-        question_embeds=rows(question),
+        **read_by(network, question),
         edge_index=torch.from_numpy(edge_index),
         edge_relations=torch.from_numpy(relations),
         node_batch=torch.zeros(len(part.nodes), dtype=torch.long),
@@ -117,12 +118,12 @@ def strongest(
 
 
 def rank_documents(
-    graph: KnowledgeGraph, questions: np.ndarray, seeds: Sequence[Sequence[int]], model: str, most: int = 20
+    graph: KnowledgeGraph, questions: Sequence[np.ndarray], seeds: Sequence[Sequence[int]], model: str, most: int = 20
 ) -> list[list[tuple[int, float]]]:
     """For every question the best documents: (row, score), best first; none for a question without a seed.
 
     Args:
-        questions: (Q, F) embeddings. seeds: node ids of each. model: as for `gfm`. most: documents a question.
+        questions: of each as for `gfm`. seeds: node ids of each. model: as for `gfm`. most: documents a question.
 
     Raises:
         ValueError: a graph without documents.
@@ -136,43 +137,51 @@ def rank_documents(
         if not len(nodes):
             found.append([])
             continue
-        logits = score_whole(network, torch.tensor(nodes, dtype=torch.long), rows(question))
+        logits = score_whole(network, torch.tensor(nodes, dtype=torch.long), question)
         config = network.config
         order, scores = ranked(logits, network.graphs[0], config.ranker, config.top_entities)
         found.append(list(zip(order[0, :most].tolist(), scores[0, :most].tolist(), strict=True)))
     return found
 
 
-def score_whole(network: GFMForRetrieval, seeds: torch.Tensor, question: torch.Tensor) -> torch.Tensor:
-    """(1, N) scores of one question (1, F): near its seeds (s,) where that gives the same as the whole graph."""
+def score_whole(network: GFMForRetrieval, seeds: torch.Tensor, question: np.ndarray) -> torch.Tensor:
+    """(1, N) scores of one question: near its seeds (s,) where that gives the same as the whole graph."""
     import torch
 
-    place = torch.zeros(1, dtype=torch.long)
+    place, read = torch.zeros(1, dtype=torch.long), read_by(network, question)
     if network.scores_near:
-        return network.score_near(place, seeds, question)
+        return network.score_near(place, seeds, **read)
     with torch.no_grad():
-        return network(place, seeds, torch.zeros_like(seeds), question_embeds=question).logits
+        return network(place, seeds, torch.zeros_like(seeds), **read).logits
 
 
-def rows(question: np.ndarray) -> torch.Tensor:
-    """One question (F,) as a batch (1, F) float32."""
+def read_by(network: GFMForRetrieval, question: np.ndarray) -> dict[str, torch.Tensor]:
+    """One question (F,), or (1 + t, F) with its tokens, as the arguments of the model that hold a question.
+
+    Raises:
+        ValueError: the model reads tokens, and there are none.
+    """
     import torch
 
-    return torch.from_numpy(np.asarray(question, dtype=np.float32)[None])
+    rows = torch.from_numpy(np.atleast_2d(np.asarray(question, dtype=np.float32)))
+    if not network.config.question_attention:
+        return {"question_embeds": rows[:1]}
+    if len(rows) < 2:
+        raise ValueError(
+            f"{network.name_or_path} reads the single tokens of a question (question_attention), but one vector "
+            "of it was given; give (1 + t, F): the question's vector, then those of encode_tokens"
+        )
+    mask = torch.ones(1, len(rows) - 1, dtype=torch.bool)
+    return {"question_embeds": rows[:1], "question_tokens": rows[None, 1:], "question_token_mask": mask}
 
 
 def attached(model: str, graph: KnowledgeGraph) -> GFMForRetrieval:
     """The model with this graph as its only one.
 
     Raises:
-        ValueError: the graph was embedded by another encoder, or the model reads tokens of questions.
+        ValueError: the graph was embedded by another encoder.
     """
     network = load(model)
-    if network.config.question_attention:
-        raise ValueError(
-            f"{model} reads the single tokens of a question (question_attention), retrieval has one vector of it; "
-            f"train without --gfm_question_attention, or ask a split's questions by finetune.py --do_predict"
-        )
     if not network.graphs or network.graphs[0].name != graph_name(graph):
         wanted = network.config.feature_encoder
         if graph.relation_features is None or wanted not in (None, graph.text_encoder):
@@ -201,6 +210,11 @@ def graph_name(graph: KnowledgeGraph) -> str:
 def hides_seeds(model: str) -> bool:
     """Whether the model was trained on questions in which the names of the seeds are hidden."""
     return load(model).config.mask_seeds
+
+
+def reads_tokens(model: str) -> bool:
+    """Whether the model reads the vectors of a question's single tokens."""
+    return load(model).config.question_attention
 
 
 @lru_cache(maxsize=1)

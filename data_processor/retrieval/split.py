@@ -36,6 +36,7 @@ class Retriever:
             graph the index is not used: their few nodes are all compared.
         top_k: similar nodes a question.
         worded: (question, its linked seeds) -> what the encoder reads in its place; None: the question as it stands.
+        tokens: the method reads the vectors of a question's tokens, too: it gets (1 + t, F), the whole question first.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Retriever:
         index: ExactIndex | FaissIndex | None = None,
         top_k: int = 10,
         worded: Callable[[str, Sequence[int]], str] | None = None,
+        tokens: bool = False,
     ) -> None:
         if seed_source not in SEED_SOURCES:
             raise ValueError(f"the seeds must be one of {', '.join(SEED_SOURCES)}, got {seed_source!r}")
@@ -57,7 +59,7 @@ class Retriever:
             raise ValueError(f"the graph was embedded by {graph.text_encoder}, not by {encoder.name}; use one encoder")
         self._graph, self._method, self._parameters = graph, method, parameters
         self._seed_source, self._encoder, self._index, self._top_k = seed_source, encoder, index, top_k
-        self._worded, self._known = worded, dict[str, np.ndarray]()
+        self._worded, self._tokens, self._known = worded, tokens, dict[str, np.ndarray]()
 
     def retrieve(
         self,
@@ -77,12 +79,13 @@ class Retriever:
         for start in range(0, len(questions), BLOCK_QUESTIONS):
             block = slice(start, start + BLOCK_QUESTIONS)
             vectors, scores, nodes, shared = self._search(list(questions[block]), within is None)
+            read = self._with_tokens(vectors, questions[block]) if self._tokens else vectors
             for place, seeds in enumerate(linked[block]):
                 part, ids = next(parts), np.asarray(seeds, np.int64)
                 begin = time.perf_counter()
                 if part is None:
                     ids, weights = self._seeds(ids, scores[place], nodes[place])
-                    subgraph = self._method(self._graph, vectors[place], ids, weights, **self._parameters)
+                    subgraph = self._method(self._graph, read[place], ids, weights, **self._parameters)
                 else:
                     subgraph = self._within(part, vectors[place], ids)
                 yield subgraph, shared + 1000 * (time.perf_counter() - begin)
@@ -118,6 +121,12 @@ class Retriever:
         if new:
             self._known.update(zip(new, self._encoder.encode(new), strict=True))
         return np.stack([self._known[text] for text in questions])
+
+    def _with_tokens(self, vectors: np.ndarray, questions: Sequence[str]) -> list[np.ndarray]:
+        """(1 + t, F) of every question: its vector (F,), then those of its tokens."""
+        distinct = list(dict.fromkeys(questions))
+        tokens = dict(zip(distinct, self._encoder.encode_tokens(distinct), strict=True))
+        return [np.vstack([row, tokens[text]]) for row, text in zip(vectors, questions, strict=True)]
 
     def _seeds(self, linked: np.ndarray, scores: np.ndarray, similar: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scores, similar = scores[similar >= 0], similar[similar >= 0]
