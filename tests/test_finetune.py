@@ -211,7 +211,7 @@ def test_memory_of_partitioned_parameters_is_that_of_the_whole_ones(build_model)
 
 
 def test_a_rank_that_a_matrix_does_not_have_is_said_with_its_name(build_model, caplog):
-    from training.model import target_pattern, warn_of_full_rank
+    from training.adapters import target_pattern, warn_of_full_rank
 
     model, _ = build_model()
     pattern = target_pattern(None, model)
