@@ -201,7 +201,7 @@ def test_answers_are_asked_for_with_prompts_as_short_as_in_training(run, monkeyp
 
 
 def test_a_rank_that_a_matrix_does_not_have_is_said_with_its_name(build_model, caplog):
-    from training.model import target_pattern, warn_of_full_rank
+    from training.adapters import target_pattern, warn_of_full_rank
 
     model, _ = build_model()
     pattern = target_pattern(None, model)
