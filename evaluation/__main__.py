@@ -120,7 +120,7 @@ def load(arguments: argparse.Namespace, trained: Row) -> tuple[Any, Any]:
     if arguments.device_map or arguments.load_in_4bit:
         how["device_map"] = arguments.device_map or device
     if arguments.load_in_4bit:
-        from training.model import four_bits
+        from training.adapters import four_bits
 
         if not GraphLLMConfig.from_pretrained(arguments.model).lean:
             raise ValueError(f"{arguments.model} holds a whole model, not a reference to its base: its graph reader "

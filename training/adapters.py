@@ -38,16 +38,23 @@ def with_adapters(model: PreTrainedModel, arguments: Arguments) -> PeftModel:
 
 
 def quantization(arguments: Arguments) -> BitsAndBytesConfig:
-    """NF4 with double quantisation (QLoRA, arXiv 2305.14314), or LLM.int8 (2208.07339), as the model is loaded.
-
-    Where weights are sharded, four bits are stored inside numbers of the type that is calculated in: an engine divides
-    tensors of one floating-point type only.
-    """
+    """NF4 (see `four_bits`) or LLM.int8 (arXiv 2208.07339), as the flags say."""
     if arguments.lora.q_bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     training = arguments.training
-    compute = torch.bfloat16 if training.bf16 else torch.float32
     sharded = zero_stage(training) == 3 or asked_engine(training, training.world_size) == FSDP
+    return four_bits(training.bf16, sharded)
+
+
+def four_bits(bf16: bool, sharded: bool = False) -> BitsAndBytesConfig:
+    """NF4 with double quantisation (QLoRA, arXiv 2305.14314); the language model is quantised as it is loaded.
+
+    Args:
+        bf16: calculate in bfloat16, else in float32.
+        sharded: the engine divides weights, which it does with numbers of one floating-point type only: the bits are
+            stored inside numbers of the type that is calculated in.
+    """
+    compute = torch.bfloat16 if bf16 else torch.float32
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
