@@ -226,6 +226,10 @@ ROWS = {
     "quantised without adapters": lambda t: ({"q_lora": True, "use_lora": False}, CPU),
     "quantised without bitsandbytes": lambda t: ({"q_lora": True}, CPU),
     "quantised with init_from": lambda t: ({"q_lora": True, "init_from": "x"}, CPU),
+    "optimizer off the GPU": lambda t: (
+        {"optim": "adamw_8bit", "deepspeed": "ds_configs/zero2_offload.json"},
+        CPU,
+    ),
     "engine": lambda t: ({"q_lora": True, "q_bits": 8, "deepspeed": "ds_configs/zero3.json"}, CPU),
     "start of adapters on a quantised model": lambda t: ({"q_lora": True, "lora_init": "pissa"}, CPU),
     "start of partitioned adapters": lambda t: ({"lora_init": "olora", "deepspeed": "ds_configs/zero3.json"}, CPU),

@@ -16,6 +16,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from training.checks import check_flags
+from training.engines import offloads
 from training.machine import Machine
 from training.rooms import (
     DataArguments,
@@ -103,7 +104,8 @@ def parse(argv: list[str]) -> Arguments:
     flags, unknown = parser.parse_known_args(argv)
     for word in unknown:
         raise ValueError(_unknown(word, known))
-    parser.set_defaults(**STAGE_DEFAULTS[flags.stage], **(QUANTISED_DEFAULTS if flags.q_lora else {}))
+    quantised = QUANTISED_DEFAULTS if flags.q_lora and not offloads(flags) else {}
+    parser.set_defaults(**STAGE_DEFAULTS[flags.stage], **quantised)
     flags = parser.parse_args(argv)
     check_flags(flags, Machine.here())
     return build(flags)

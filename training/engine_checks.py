@@ -4,7 +4,7 @@ import importlib.util
 from argparse import Namespace
 
 from training.deepspeed_file import deepspeed_config, zero_stage
-from training.engines import SHARDED, TAKES_FROM_BASE, asked_engine, refusal
+from training.engines import SHARDED, TAKES_FROM_BASE, asked_engine, offloads, refusal
 from training.machine import Check
 
 
@@ -120,6 +120,12 @@ ENGINE_CHECKS = (
         "quantised with init_from",
         lambda f, m: f.q_lora and f.init_from,
         "--q_lora quantises a base model when it is first loaded. Pass --model_name_or_path instead of --init_from.",
+    ),
+    Check(
+        "optimizer off the GPU",
+        lambda f, m: offloads(f) and "8bit" in f.optim,
+        "{deepspeed} keeps the optimizer on the CPU, where DeepSpeed would take its own Adam, without AdamW's decay, "
+        "for --optim {optim}. Use adamw_torch, or leave the offload out.",
     ),
     Check(
         "engine",
