@@ -717,15 +717,14 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
             )
         elif graph_node_features is not None or graph_embeds is not None:
             raise ValueError("With inputs_embeds the placeholders of graphs cannot be found. Give input_ids instead.")
+        if use_cache is None:  # a loss needs none, and with one transformers takes a packed row for a single sequence
+            use_cache = self.config.use_cache and not self.training and labels is None
         arguments = {
             **kwargs,
             "attention_mask": attention_mask,
             self.cache_argument: past_key_values if cache is None else cache,
             "inputs_embeds": inputs_embeds,
-            # a loss needs no cache, and with one transformers takes a packed row for a single sequence
-            "use_cache": self.config.use_cache and not self.training and labels is None
-            if use_cache is None
-            else use_cache,
+            "use_cache": use_cache,
             "return_dict": True,
         }
         if self.config.is_encoder_decoder:
