@@ -26,3 +26,9 @@ def deepspeed_config(flags: Namespace) -> dict[str, Any]:
 def zero_stage(flags: Namespace) -> int:
     """0 without DeepSpeed, else the stage of ZeRO."""
     return int(deepspeed_config(flags).get("zero_optimization", {}).get("stage", 0))
+
+
+def offloaded(flags: Namespace, name: str) -> bool:
+    """Whether `name`, offload_optimizer or offload_param, moves its share of ZeRO off the GPU."""
+    zero = deepspeed_config(flags).get("zero_optimization", {})
+    return zero.get(name, {}).get("device", "none") != "none"

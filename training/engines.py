@@ -7,7 +7,7 @@ from typing import Any
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from training.deepspeed_file import deepspeed_config, zero_stage
+from training.deepspeed_file import offloaded, zero_stage
 
 ONE, DDP, FSDP = "one process", "DDP", "FSDP2"
 ZERO = ("", "ZeRO-1", "ZeRO-2", "ZeRO-3")
@@ -54,8 +54,7 @@ def asked_engine(flags: Namespace | TrainingArguments, processes: int) -> str:
 
 def offloads(flags: Namespace | TrainingArguments) -> bool:
     """Whether the DeepSpeed configuration moves optimizer states or parameters off the GPU."""
-    zero = deepspeed_config(flags).get("zero_optimization", {})
-    return any(zero.get(name, {}).get("device", "none") != "none" for name in ("offload_optimizer", "offload_param"))
+    return offloaded(flags, "offload_optimizer") or offloaded(flags, "offload_param")
 
 
 def adaptation_of(flags: Namespace) -> str:

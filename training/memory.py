@@ -14,7 +14,7 @@ from torch import nn
 
 from training.activations import Activations, Pass, activations
 from training.arguments import TrainingArguments
-from training.deepspeed_file import deepspeed_config, zero_stage
+from training.deepspeed_file import deepspeed_config, offloaded, zero_stage
 from training.holdings import Weight, weights_of
 from training.optimizer import is_graph_parameter
 from training.quantised import kind_of, packed_bytes, whole_shape
@@ -81,8 +81,8 @@ def engine_of(training: TrainingArguments | Namespace, hidden_size: int) -> Engi
         double_bucket=bool(config.get("overlap_comm", False)),
         persistent=_number(config.get("stage3_param_persistence_threshold", 1e5), 10 * hidden_size),
         live=_number(config.get("stage3_max_live_parameters", 1e9), 10**9),
-        offload_optimizer=_offloaded(config, "offload_optimizer"),
-        offload_weights=_offloaded(config, "offload_param"),
+        offload_optimizer=offloaded(training, "offload_optimizer"),
+        offload_weights=offloaded(training, "offload_param"),
     )
 
 
@@ -96,10 +96,6 @@ def _kind(stage: int, fsdp: bool, world_size: int) -> Kind:
 
 def _number(value: Any, auto: int) -> int:
     return auto if value == "auto" else int(value)
-
-
-def _offloaded(config: dict[str, Any], name: str) -> bool:
-    return config.get(name, {}).get("device", "none") != "none"
 
 
 # ---------------------------------------------------------------------------------------------------------- parameters
