@@ -34,7 +34,7 @@ from data_processor.wording import Wording
 
 MODEL = "demonstration"  # the name under which the replies are recorded
 SETTINGS = Settings(max_neighbours=8, types=("person", "place", "organisation"), language="en")
-ASKED = {"train": 1200, "validation": 60, "test": 210}  # questions that only a graph answers
+ASKED = {"train": 900, "validation": 60, "test": 210}  # questions that only a graph answers
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 LINE = re.compile(r"- (?P<ties>.*) (?P<kind>\w+)$")
 
