@@ -57,7 +57,7 @@ def readers(arguments: Arguments, opened: Opened, dataset: Any) -> tuple[GraphLL
     """The processor and the graph's reader: those of --init_from, or new ones as the flags and the data say."""
     if arguments.run.init_from:
         return GraphLLMProcessor.from_pretrained(arguments.run.init_from), graph_config_of(arguments.run.init_from)
-    graph = data.graph_settings(arguments.graph, dataset, arguments.data.use_graph)
+    graph = data.graph_settings(arguments, dataset)
     return data.build_processor(arguments, opened.tokenizer, graph, opened.text_config), graph
 
 
