@@ -46,9 +46,9 @@ def train(arm: str, hops: int, folder: Path) -> Path:
     """Runs the recipe of so many hops with the arm's prompts, once; returns the model's folder."""
     output = folder / arm
     if not (output / "metrics.json").is_file():
-        work = WORK[hops]
-        finetune.main([f"configs/metaqa_{hops}hop.yaml", "--data_path", str(work / "data"), "--model_name_or_path",
-                       str(work / "base"), "--output_dir", str(output), "--save_strategy", "no", *ARMS[arm]])  # fmt: skip
+        base, data = str(WORK[hops] / "base"), str(WORK[hops] / "data")
+        finetune.main([f"configs/metaqa_{hops}hop.yaml", "--model_name_or_path", base, "--data_path", data,
+                       "--output_dir", str(output), "--save_strategy", "no", *ARMS[arm]])  # fmt: skip
     return output
 
 
@@ -77,14 +77,17 @@ def main(argv: list[str] | None = None) -> None:
     hops = arguments.hops
     folder = Path(f"output/metaqa_ablation_{hops}hop")
     for fewer in range(1, hops + 1):
-        build_base(build_data(arguments.data, WORK[fewer] / "data", fewer), WORK[fewer] / "base", RECIPES[fewer], fewer)
+        data = build_data(arguments.data, WORK[fewer] / "data", fewer)
+        build_base(data, WORK[fewer] / "base", RECIPES[fewer], fewer)
     found = {}
     with timed(folder) as total:
         for arm in ARMS:
             found[arm] = ask(arm, train(arm, hops, folder), WORK[hops] / "data", arm, hops)
         renamed = shuffle_names(WORK[hops] / "data", folder / "renamed")
         found["names_shuffled"] = ask("both", folder / "both", renamed, "names_shuffled", hops)
-    metrics = {f"{key}_{hops}hop_{arm}": float(value.mean()) for arm, one in found.items() for key, value in one.items()}
+    metrics = {}
+    for arm, one in found.items():
+        metrics |= {f"{name}_{hops}hop_{arm}": float(value.mean()) for name, value in one.items()}
     metrics[f"questions_{hops}hop"] = len(found["both"]["hits@1"])
     for arm in found.keys() - {"both"}:
         change = paired_bootstrap(found[arm]["hits@1"], found["both"]["hits@1"])
