@@ -85,7 +85,7 @@ class GraphQAPipeline:
         """
         name, finder = str(model), EvidenceFinder(data, method, parameters, index)
         hub = {key: value for key, value in model_kwargs.items() if key in HUB_ARGUMENTS}
-        processor, trained = GraphLLMProcessor.from_pretrained(name, **hub), trained_with(name)
+        processor, trained = GraphLLMProcessor.from_pretrained(name, **hub), trained_with(name, **hub)
         shown = shown_in_training(trained)
         loaded = GraphLLMForConditionalGeneration.from_pretrained(name, **{"dtype": "auto", **model_kwargs}).eval()
         if shown["use_graph"]:
