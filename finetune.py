@@ -19,6 +19,7 @@ from training.engines import RunningEngine
 from training.hub import publish_folder, publish_output, published_checkpoints, reserve_for
 from training.inspect_step import inspected
 from training.launch import start
+from training.log_lines import LogLines
 from training.optimizer import GroupedOptimizer
 from training.parts import Parts
 from training.record import table, write_metrics
@@ -83,7 +84,7 @@ def build_trainer(arguments: Arguments, parts: Parts) -> Trainer:
     if any(rate is not None for rate in rates.values()):
         grouped = GroupedOptimizer, {"arguments": training, **rates}
     limit, training.save_total_limit = training.save_total_limit, None
-    trusted = FiniteSteps(), SeededLengthGroups(), WholeCheckpoints(parts.write_companions, limit)
+    trusted = FiniteSteps(), SeededLengthGroups(), WholeCheckpoints(parts.write_companions, limit), LogLines()
     published = published_checkpoints(arguments)
     trainer = Trainer(
         model=parts.model,

@@ -16,12 +16,16 @@ CONTEXTS = {
 }  # fmt: skip
 
 
-def trained_with(model: str) -> Row:
-    """The flags of the model's training, from the run.json of its folder or repository; without one, none."""
+def trained_with(model: str, **hub: Any) -> Row:
+    """The flags of the model's training, from the run.json of its folder or repository; without one, none.
+
+    Args:
+        model: folder or repository. hub: `revision`, `token` and the like, as for `from_pretrained`.
+    """
     from transformers.utils import cached_file
 
     absent = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    record = cached_file(model, "run.json", **absent)
+    record = cached_file(model, "run.json", **absent, **hub)
     if record is None:
         logger.warning("%s has no run.json: what flags do not say is as training has it by default.", model)
         return {}

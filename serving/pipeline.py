@@ -86,7 +86,7 @@ class GraphQAPipeline:
         """
         name, finder = str(model), EvidenceFinder(data, method, parameters, index)
         hub = {key: value for key, value in model_kwargs.items() if key in HUB_ARGUMENTS}
-        processor, trained = GraphLLMProcessor.from_pretrained(name, **hub), trained_with(name)
+        processor, trained = GraphLLMProcessor.from_pretrained(name, **hub), trained_with(name, **hub)
         if trained.get("context") == "documents":
             raise ValueError(f"{name} was trained on documents beside each question (--context documents), and live "
                              "questions are answered from a graph. Ask it with `python -m evaluation generate`.")
