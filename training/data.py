@@ -23,6 +23,12 @@ from training.arguments import Arguments
 logger = logging.getLogger(__name__)
 
 RawDataset = GraphQADataset | QuestionDataset | ConversationDataset
+# what T5 and its kin are given, which have no chat template: the words, the end token, and the answer in the decoder
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ eos_token }}{{ message['content'] }}"
+    "{% else %}{{ message['content'] }}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ eos_token }}{% endif %}"
+)
 # flags whose names say where they belong; GraphConfig itself says it once
 GRAPH_CONFIG_NAMES = {"num_graph_tokens": "num_tokens", "max_graph_nodes": "max_nodes"}
 
@@ -227,15 +233,16 @@ def graph_settings(arguments: Arguments, dataset: RawDataset) -> GraphConfig:
 def build_processor(
     arguments: Arguments, tokenizer: PreTrainedTokenizerBase, graph: GraphConfig, text_config: PreTrainedConfig
 ) -> GraphLLMProcessor:
-    """The processor of a first build.
+    """The processor of a first build; an encoder-decoder without a chat template gets a plain one.
 
     Raises:
         ValueError: no chat template, no pad token, or the placeholder is a word of the vocabulary.
     """
-    template = arguments.model.chat_template
+    named, plain = arguments.model.chat_template, text_config.is_encoder_decoder and not tokenizer.chat_template
+    template = Path(named).read_text(encoding="utf-8") if named else PLAIN_TEMPLATE if plain else None
     return GraphLLMProcessor.from_tokenizer(
         tokenizer,
-        chat_template=Path(template).read_text(encoding="utf-8") if template else None,
+        chat_template=template,
         graph_token=arguments.graph.graph_token,
         num_graph_tokens=graph.num_tokens,
         graph_readout=graph.readout,
