@@ -87,7 +87,8 @@ def build_models(folder: Path, texts: list[str]) -> dict[str, Path]:
     marks = {"vocab_size": len(tokenizer), "pad_token_id": 0, "eos_token_id": 1}
     t5 = T5Config(
         d_model=128, d_kv=32, d_ff=256, num_layers=2, num_decoder_layers=2, num_heads=4,
-        feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0, **marks,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0,
+        initializer_factor=0.1, **marks,  # else its untrained head starts ten times as sure of itself
     )  # fmt: skip
     llama = LlamaConfig(
         hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
