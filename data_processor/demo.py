@@ -125,7 +125,7 @@ def answer_recall(pairs: list[QAPair], subgraphs: list[Subgraph]) -> float:
         for pair, subgraph in zip(pairs, subgraphs, strict=True)
         if pair.answer_nodes
     ]
-    return float(np.mean(found))
+    return float(np.mean(found)) if found else 1.0
 
 
 def write_dataset(output: Path, seed: int, questions: int) -> KnowledgeGraph:

@@ -33,8 +33,9 @@ def _writes_to_data(flags: Namespace, machine: Machine) -> bool:
 CHECKS = (
     Check(
         "no model",
-        lambda f, m: f.stage == "qa" and not f.model_name_or_path and not f.init_from,
-        "No model was named. Pass --model_name_or_path (a Hub id or a folder) or --init_from (an earlier output).",
+        lambda f, m: f.stage in ("qa", "align") and not f.model_name_or_path and not f.init_from,
+        "No model was named. Pass --model_name_or_path (a Hub id or a folder; --stage align reads texts by its "
+        "tokenizer) or --init_from (an earlier output).",
     ),
     Check(
         "no data",
@@ -48,8 +49,8 @@ CHECKS = (
     ),
     Check(
         "several data sets",
-        lambda f, m: f.stage == "qa" and len(f.data_path or []) > 1,
-        "--stage qa trains on one data set, --data_path {data_path} are several. Give one of them, or join them.",
+        lambda f, m: f.stage in ("qa", "align") and len(f.data_path or []) > 1,
+        "--stage {stage} trains on one data set, --data_path {data_path} are several. Give one of them, or join them.",
     ),
     Check(
         "file instead of a graph",
@@ -58,13 +59,15 @@ CHECKS = (
     ),
     Check(
         "language model of a graph retriever",
-        lambda f, m: f.stage != "qa" and f.model_name_or_path,
+        lambda f, m: f.stage.startswith("gfm") and f.model_name_or_path,
         "--model_name_or_path {model_name_or_path} names a language model, which --stage {stage} has none of. Leave "
         "it out; --init_from starts from an earlier output.",
     ),
     Check(
         "items that are batches",
-        lambda f, m: f.stage != "qa" and (f.per_device_train_batch_size, f.per_device_eval_batch_size) != (1, 1),
+        lambda f, m: (
+            f.stage.startswith("gfm") and (f.per_device_train_batch_size, f.per_device_eval_batch_size) != (1, 1)
+        ),
         "--stage {stage} reads one batch at a time. Set --questions_per_batch, and leave "
         "--per_device_train_batch_size and --per_device_eval_batch_size out.",
     ),
@@ -85,6 +88,12 @@ CHECKS = (
         "best model without evaluation",
         lambda f, m: f.load_best_model_at_end and f.eval_strategy == "no",
         "--load_best_model_at_end needs evaluations to compare. Set --eval_strategy to the value of --save_strategy.",
+    ),
+    Check(
+        "read-out of an alignment",
+        lambda f, m: f.stage == "align" and f.graph_readout not in (None, "qformer"),
+        "--stage align trains a Q-Former, and --graph_readout {graph_readout} has none: it is trained in --stage qa "
+        "alone. Leave the flag out.",
     ),
     Check(
         "unused columns",
