@@ -109,7 +109,7 @@ class GraphLLMProcessor(ProcessorMixin):
         """The special tokens that close an assistant's turn in this template: where `generate` must stop."""
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         closing = [i for i in self._encode_once(turns)["labels"] if i != IGNORE_INDEX]
-        return sorted({*closing} & {*self.tokenizer.all_special_ids})
+        return sorted({*closing} & {*self.tokenizer.all_special_ids} - {self.tokenizer.unk_token_id})
 
     # ---------------------------------------------------------------------------------------------- one example
     def encode(self, messages: list[Message], max_length: int | None = None) -> dict[str, Any]:

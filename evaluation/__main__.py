@@ -1,6 +1,7 @@
 """Commands of the evaluation room: answers first, scores from the file of answers.
 
     python -m evaluation generate --model M --data D --split test --output P [--ablate zero] [--append_retrieved 20]
+    python -m evaluation generate --model M --data questions.csv --columns question=Q answer=A --output P
     python -m evaluation generate --model M --data conversations.jsonl --output P
     python -m evaluation score --predictions P --output J [--data D --split test] [--metrics rouge bleu ...]
     python -m evaluation compare A B --output J
@@ -22,16 +23,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_processor.schema import Rejected, write_json
+from data_processor.schema import write_json
 from evaluation.ablations import ABLATIONS
 from evaluation.demo import demo_metrics, demo_predictions, translator_metrics, translator_predictions
 from evaluation.judge_command import add_judge_commands
 from evaluation.report import read_run, verdict, write_report
 from evaluation.score_command import add_score_commands, questions_of
-from evaluation.trained import longest_prompt, shown_in_training, trained_with
+from evaluation.trained import CONTEXTS, longest_prompt, trained_with
 
 if TYPE_CHECKING:
-    from data_processor.dataset import ConversationDataset, GraphQADataset
+    from data_processor.dataset import GraphQADataset
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,8 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--started", type=float, default=time.time(), help="when the demonstration began, epoch seconds")
     demo.add_argument("--batch_size", type=int, default=32)
     demo.add_argument("--result", type=Path, help="also record the table with commit and machine in this file")
-    demo.set_defaults(split="test", text_style=None, max_text_tokens=None)
+    demo.set_defaults(split="test", text_style=None, max_text_tokens=None, context=None, columns=None)
+    demo.set_defaults(documents=None, document_encoder=None, top_documents=None)
     demo.set_defaults(device="cpu", device_map=None, load_in_4bit=False)
     return whole
 
@@ -82,8 +84,13 @@ def _add_generate(commands: Any) -> None:
     command = _command(commands, "generate", run_generate, "a model's answers -> predictions.jsonl")
     command.add_argument("--model", required=True, help="folder or repository")
     command.add_argument("--data", type=Path, required=True,
-                         help="folder with graph/, qa/ and subgraphs/, or a file of conversations, JSON or JSONL")
-    command.add_argument("--split", default="test", help="of a folder")
+                         help="folder with graph/, qa/ and subgraphs/, table, name on the Hub, or conversations")
+    command.add_argument("--split", default="test", help="of a folder, a data set of the Hub, or the training's table")
+    command.add_argument("--columns", nargs="+", metavar="ROLE=COLUMN", help="of a table; default: as in training")
+    command.add_argument("--context", choices=CONTEXTS, help="what stands beside questions; default: as in training")
+    command.add_argument("--documents", help="of --context documents: folder of texts or documents.jsonl")
+    command.add_argument("--document_encoder", help="what embeds them; default: as in training")
+    command.add_argument("--top_documents", type=int, help="chunks that are shown; default: as in training")
     command.add_argument("--output", type=Path, required=True, help="predictions.jsonl to write")
     command.add_argument("--ablate", choices=ABLATIONS, default="none", help="what is taken away from the model")
     command.add_argument("--append_retrieved", type=int, default=0, metavar="K",
@@ -126,38 +133,10 @@ def load(arguments: argparse.Namespace, trained: Row) -> tuple[Any, Any]:
     return loaded, GraphLLMProcessor.from_pretrained(arguments.model)
 
 
-def open_dataset(
-    arguments: argparse.Namespace, processor: Any, trained: Row
-) -> "GraphQADataset | ConversationDataset":
-    """The questions, with graphs and text as the model saw them in training where flags do not say otherwise."""
-    from data_processor.dataset import GraphQADataset
-
-    if arguments.data.is_file():
-        return _conversations(arguments)
-    return GraphQADataset(
-        arguments.data,
-        arguments.split,
-        tokenizer=processor.tokenizer,
-        **shown_in_training(trained, arguments.text_style, arguments.max_text_tokens),
-    )
-
-
-def _conversations(arguments: argparse.Namespace) -> "ConversationDataset":
-    from data_processor.dataset import ConversationDataset
-    from data_processor.importers.conversations import iter_conversations
-
-    if arguments.append_retrieved:
-        raise ValueError(f"{arguments.data} holds conversations: no node was retrieved. Leave --append_retrieved out.")
-    with Rejected(arguments.output.with_name(f"rejected_{arguments.output.name}")) as rejected:
-        rows = list(iter_conversations(arguments.data, rejected))
-    if rejected.count:
-        logger.warning("%d rows of %s left out, reasons in %s", rejected.count, arguments.data, rejected.path)
-    return ConversationDataset(rows, arguments.data)
-
-
 def run_generate(arguments: argparse.Namespace) -> None:
     """`generate`: asks the model and writes predictions.jsonl."""
     from evaluation.generation import generate_predictions
+    from evaluation.opening import open_dataset
 
     names = ("output", "batch_size", "max_new_tokens", "ablate", "num_beams", "max_length", "seed")
     settings = {name: vars(arguments)[name] for name in names}
@@ -206,6 +185,8 @@ def run_report(arguments: argparse.Namespace) -> None:
 
 def run_demo(arguments: argparse.Namespace) -> None:
     """Reloads a demonstration's model, asks it everything with and without its graphs, writes the table."""
+    from evaluation.opening import open_dataset
+
     trained = trained_with(arguments.model)
     model, processor = load(arguments, trained)
     dataset = open_dataset(arguments, processor, trained)

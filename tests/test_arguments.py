@@ -245,6 +245,8 @@ ROWS = {
     "unrelated output": lambda t: ({"output_dir": filled(t / "photos", "cat.txt")}, CPU),
     "output over input": lambda t: ({"init_from": filled(t / "m", "run.json"), "output_dir": str(t / "m")}, CPU),
     "nothing to train": lambda t: ({"freeze_lm": True, "use_graph": False}, CPU),
+    "learned tokens beside a graph": lambda t: ({"prompt_tuning": 4}, CPU),
+    "sizes of splits": lambda t: ({"subset": 0}, CPU),
     "base of a full model": lambda t: ({"include_base": True, "use_lora": False}, CPU),
     "name on the Hub": lambda t: ({"push_to_hub": True, "hub_model_id": "../model"}, CPU),
     "push without a name": lambda t: ({"push_to_hub": True}, CPU),

@@ -78,6 +78,14 @@ MAY_IMPORT = {
     "data_processor.node_pairs": (*STORE, "data_processor.node_stars", "data_processor.dataset"),
     "data_processor.describe": (*STORE, "data_processor.node_stars"),
     "data_processor.dataset": STORE,
+    "data_processor.tables": ("data_processor.schema",),
+    "data_processor.passages": (
+        *STORE, "data_processor.chunking", "data_processor.documents", "data_processor.text_encoder",
+        "data_processor.embedding_cache",
+    ),  # fmt: skip
+    "data_processor.questions": (
+        "data_processor.schema", "data_processor.dataset", "data_processor.tables", "data_processor.passages",
+    ),  # fmt: skip
     "data_processor.preprocess": (*STORE, "data_processor.dataset"),
     "data_processor.retrieval": (*STORE, "data_processor.retrieval", "data_processor.linking"),
     "data_processor.retrieval.gfm": (*STORE, "data_processor.retrieval", "modeling_gfm"),
@@ -90,6 +98,7 @@ MAY_IMPORT = {
     "evaluation.text_metrics": ("data_processor.text_encoder",),
     "evaluation.score_command": ("evaluation", *STORE),
     "training": (*MODELS, ALIGNER, "training", "data_processor", "evaluation", *PUBLISHING),
+    "evaluation.opening": ("evaluation", "data_processor"),
     "finetune": (*MODELS, "training", "data_processor", "evaluation", *PUBLISHING),
     "serving": (
         *MODELS, ALIGNER, "serving", *STORE, "data_processor.retrieval", "data_processor.linking",
@@ -105,6 +114,7 @@ DOORS = {
     "faiss": ("data_processor.vector_index", "benchmarks", "tests"),
     "openai": ("data_processor.text_generator", "data_processor.text_encoder", "tests"),
     "neo4j": ("data_processor.importers.neo4j", "tests"),
+    "datasets": ("data_processor.tables", "data_processor.importers.webqsp", "evaluation.hf_metrics", "tests"),
     "sentence_transformers": ("data_processor.text_encoder", "tests"),
     "deepspeed": ("modeling_graphllm", "modeling_gfm", "training", "tests"),
     "wandb": ("training", "tests"),

@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
+from data_processor.questions import without_graph
+from evaluation.trained import CONTEXTS
 from training.alignments import is_alignment
 from training.checks import check_flags
 from training.engines import offloads
@@ -123,8 +125,19 @@ def parse(argv: list[str]) -> Arguments:
     quantised = QUANTISED_DEFAULTS if flags.q_lora and not offloads(flags) else {}
     parser.set_defaults(**STAGE_DEFAULTS[flags.stage], **quantised)
     flags = parser.parse_args(argv)
+    settle_context(flags)
     check_flags(flags, Machine.here())
     return build(flags)
+
+
+def settle_context(flags: Namespace) -> None:
+    """--context sets --use_graph and --use_text; questions without a graph have the context "none"."""
+    (path,) = flags.data_path if flags.data_path and len(flags.data_path) == 1 else ("",)
+    conversations = (Path(path) / "conversations.json").is_file()
+    if flags.stage == "qa" and not flags.context and path and not conversations:
+        flags.context = "none" if without_graph(path, None, flags.columns) else None
+    if flags.context:
+        flags.use_graph, flags.use_text = CONTEXTS[flags.context]
 
 
 def build(flags: Namespace) -> Arguments:

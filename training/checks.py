@@ -4,6 +4,7 @@ from argparse import Namespace
 from fnmatch import fnmatch
 from pathlib import Path
 
+from data_processor.tables import is_hub_name
 from training.engine_checks import ENGINE_CHECKS
 from training.engines import refusal
 from training.hub_checks import HUB_CHECKS, PUBLISH_CHECKS
@@ -40,12 +41,14 @@ CHECKS = (
     Check(
         "no data",
         lambda f, m: not f.data_path,
-        "No data was named. Pass --data_path (a dataset folder, conversation JSON or chat JSON lines).",
+        "No data was named. Pass --data_path (a dataset folder, a table, a data set of the Hub, conversation JSON or "
+        "chat JSON lines).",
     ),
     Check(
         "missing data",
-        lambda f, m: not all(Path(path).exists() for path in f.data_path or []),
-        "--data_path {data_path} does not exist. Give a dataset folder, conversation JSON or chat JSON lines.",
+        lambda f, m: not all(Path(path).exists() or is_hub_name(path) for path in f.data_path or []),
+        "--data_path {data_path} does not exist. Give a dataset folder, a table, the name of a data set of the Hub, "
+        "conversation JSON or chat JSON lines.",
     ),
     Check(
         "several data sets",
@@ -118,8 +121,21 @@ CHECKS = (
     ),
     Check(
         "nothing to train",
-        lambda f, m: f.freeze_lm and not f.use_graph,
-        "--freeze_lm True with --use_graph False leaves nothing to train. Change one of them.",
+        lambda f, m: f.do_train and f.freeze_lm and not f.use_graph and not f.prompt_tuning,
+        "--freeze_lm True without graph tokens leaves nothing to train. Change one of them, train learned tokens with "
+        "--prompt_tuning N, or ask the model as it is with --do_train False --do_predict True.",
+    ),
+    Check(
+        "learned tokens beside a graph",
+        lambda f, m: f.prompt_tuning and (f.use_graph or f.prompt_tuning < 0),
+        "--prompt_tuning {prompt_tuning} puts that many learned tokens where graph tokens would stand. Set --context "
+        "none, documents or text, and a number above 0.",
+    ),
+    Check(
+        "sizes of splits",
+        lambda f, m: f.test_size < 0 or f.subset is not None and f.subset < 1 or f.top_documents < 1,
+        "--test_size {test_size}, --subset {subset} or --top_documents {top_documents} takes no row. Set them to 1 or "
+        "more, or leave them out.",
     ),
     Check(
         "base of a full model",
