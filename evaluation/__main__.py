@@ -26,7 +26,7 @@ from evaluation.ablations import ABLATIONS
 from evaluation.demo import demo_metrics, demo_predictions
 from evaluation.judge_command import add_judge_commands
 from evaluation.metrics import chance, majority_baseline, score
-from evaluation.report import check_same_ids, compare, read_predictions, read_run, verdict, write_report
+from evaluation.report import ASKED, check_same_ids, compare, read_predictions, read_run, verdict
 from evaluation.trained import longest_prompt, shown_in_training, trained_with
 
 if TYPE_CHECKING:
@@ -62,8 +62,10 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("first", type=Path, metavar="A", help="a predictions file")
     two.add_argument("second", type=Path, metavar="B", help="a predictions file of the same questions")
     two.add_argument("--output", type=Path, required=True, help="JSON to write")
-    page = _command(commands, "report", run_report, "runs side by side as HTML and Markdown")
-    page.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a folder with predictions.jsonl, or a file")
+    page = _command(commands, "report", run_report, "runs side by side, or a sweep, as HTML and Markdown")
+    page.add_argument("runs", type=Path, nargs="+", metavar="RUN",
+                      help="a folder with predictions.jsonl, a file of predictions, an output folder of finetune.py; "
+                      "or one folder with sweep.json")
     page.add_argument("--output", type=Path, required=True, help="page.html; page.md is written beside it")
     add_judge_commands(commands)
     demo = _command(commands, "demo", run_demo, "the demonstration's table and three answers")
@@ -177,7 +179,14 @@ def run_generate(arguments: argparse.Namespace) -> None:
             settings["retrieved"] = _retrieved_names(dataset, arguments.append_retrieved)
         generate_predictions(model, processor, dataset, **settings)
     if rank == 0:
+        note_asked(arguments)
         print(f"{len(dataset)} predictions in {arguments.output}")
+
+
+def note_asked(arguments: argparse.Namespace) -> None:
+    """Writes beside the predictions who was asked, and what: a report finds the training and the graph by it."""
+    asked = {"model": arguments.model, "data": str(arguments.data), "split": arguments.split}
+    write_json(arguments.output.parent / ASKED, asked)
 
 
 @contextlib.contextmanager
@@ -229,7 +238,16 @@ def run_compare(arguments: argparse.Namespace) -> None:
 
 def run_report(arguments: argparse.Namespace) -> None:
     """`report`: writes the page and its Markdown."""
-    page = write_report([read_run(path) for path in arguments.runs], arguments.output)
+    from evaluation.report_page import write_report
+    from evaluation.sweep_page import RECORD, write_sweep_report
+
+    sweeps = [path for path in arguments.runs if (path / RECORD).is_file()]
+    if sweeps and len(arguments.runs) > 1:
+        raise ValueError(f"{sweeps[0]} is a sweep, which has a page of its own. Give it alone.")
+    if sweeps:
+        page = write_sweep_report(sweeps[0], arguments.output)
+    else:
+        page = write_report([read_run(path) for path in arguments.runs], arguments.output)
     print(f"{page} and {page.with_suffix('.md')}")
 
 
@@ -242,6 +260,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     model, processor = load(arguments, trained)
     dataset = open_dataset(arguments, processor, trained)
     predictions = demo_predictions(model, processor, dataset, arguments.output.parent, arguments.batch_size)
+    note_asked(arguments)
     metrics = demo_metrics(predictions, _questions(arguments.data, "train"))
     metrics["minutes"] = (time.time() - arguments.started) / 60
     write_json(arguments.output, metrics)

@@ -25,7 +25,8 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 model = AutoModel.from_pretrained({where}, trust_remote_code=True)
 graph = get_class_from_dynamic_module("modeling_gfm.GFMGraph", {where})
 model.attach_graphs([graph.from_arrays([[0, 0, 1], [1, 0, 2]], num_nodes=3, num_relations=1{embeds})])"""
-NOT_QUALITY = ("_runtime", "_per_second", "total_flos", "epoch", "minutes")  # how long it took is no result
+NOT_QUALITY = ("_runtime", "_per_second", "_per_s", "total_flos", "epoch", "minutes")  # how long it took is no result
+NOT_QUALITY += ("parameters", "parameters_trained", "weight_bytes", "tokens", "peak_gib", "mfu")
 SETTINGS = (
     "stage", "use_lora", "q_lora", "lora_r", "lora_alpha", "freeze_lm", "use_graph", "use_text", "text_style",
     "learning_rate", "graph_learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",

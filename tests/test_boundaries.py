@@ -79,6 +79,8 @@ MAY_IMPORT = {
         "evaluation", "data_processor.schema", "data_processor.dataset", "data_processor.text_generator",
         "data_processor.prompts", "data_processor.replies", "data_processor.wording",
     ),  # fmt: skip
+    # samples are shown with the picture of their subgraph
+    "evaluation.report_samples": ("evaluation", *STORE, "data_processor.inspection"),
     "training": (*MODELS, "training", "data_processor", "evaluation", *PUBLISHING),
     "finetune": (*MODELS, "training", "data_processor", "evaluation", *PUBLISHING),
     "serving": (
@@ -97,13 +99,15 @@ DOORS = {
     "sentence_transformers": ("data_processor.text_encoder", "tests"),
     "deepspeed": ("modeling_graphllm", "modeling_gfm", "training", "tests"),
     "wandb": ("training", "tests"),
+    "optuna": ("training.sweep_study",),
 }
 # heavy packages that a light command must not pay for when it starts
 LAZY = {"torch", "transformers", "deepspeed", "bitsandbytes", "wandb", "faiss", "sentence_transformers", "datasets"}
+LAZY |= {"optuna"}
 LIGHT = ("data_processor.schema", "data_processor.graph_store", "data_processor.text_encoder", "data_processor.demo")
 LIGHT += ("data_processor.completion", "data_processor.gfm_dataset", "evaluation.ranking")
 LIGHT += ("data_processor.__main__", "evaluation.metrics", "evaluation.report", "evaluation.__main__")
-LIGHT += ("data_processor.text_generator",)
+LIGHT += ("data_processor.text_generator", "evaluation.report_page", "evaluation.sweep_page", "training.sweep")
 
 
 def module_name(path: Path) -> str:

@@ -3,8 +3,8 @@
     python -m training.sweep configs/sweep_demo.yaml
     python -m training.sweep configs/sweep.yaml --model_name_or_path M --data_path D     any flag of finetune.py
 
-Each further process started with the same words is one more worker. A sweep that was stopped, or killed, goes on by the
-same words: what was trained is not trained again. It writes sweep.json and a best_STAGE.yaml that finetune.py takes.
+Each further process started with the same words is one more worker. A sweep that was stopped, or killed, goes on by
+the same words: what was trained is not trained again. It writes sweep.json and a best_STAGE.yaml for finetune.py.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import yaml
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from training.sweep_plan import Flags, Plan, Stage, read_plan
+from training.sweep_plan import Flags, Plan, read_plan
 
 if TYPE_CHECKING:
     from training.sweep_study import StageStudy
