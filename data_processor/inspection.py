@@ -57,11 +57,11 @@ def inspect_question(data: Path, name: str, picture: Path, max_tokens: int | Non
     return "\n".join(lines)
 
 
-def picture_of(graph: KnowledgeGraph, pair: QAPair, subgraph: Subgraph) -> str:
-    """The subgraph as SVG text, the question above it, seeds and answers in colour."""
+def picture_of(graph: KnowledgeGraph, pair: QAPair, subgraph: Subgraph, shrunk: float = 1.0) -> str:
+    """The subgraph as SVG text, the question above it, seeds and answers in colour; `shrunk` as in `draw`."""
     edge_index, relations = graph.local(subgraph)
     names = graph.node_name(subgraph.nodes)
-    return draw(names, edge_index, graph.relation_name(relations), kinds(pair, subgraph), pair.question)
+    return draw(names, edge_index, graph.relation_name(relations), kinds(pair, subgraph), pair.question, shrunk)
 
 
 def kinds(pair: QAPair, subgraph: Subgraph) -> list[str]:

@@ -10,6 +10,7 @@ GREY = "#9aa3ad"
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 46  # margins around the plot
 LEGEND_ROW = 20
+MOST_DOTS = 40  # of a line; more would hide it
 LETTER = 6.6  # mean width of a letter of the legend, whose size is 12
 WANTED_TICKS = 5
 
@@ -39,7 +40,7 @@ class Series:
         line: joined, in their order; else dots.
         told: what each dot says under the pointer.
         colour: of the series; None for the next of COLOURS.
-        hollow: dots are rings.
+        hollow: dots are rings, lines are dashed.
     """
 
     name: str
@@ -177,8 +178,9 @@ def drawn(series: Series, colour: str, across: Scale, up: Scale) -> Iterator[str
     places = [(across(x), up(y)) for x, y in series.points]
     if series.line and len(places) > 1:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8" stroke-linejoin="round"/>'
-    radius = (2.2 if len(places) <= 40 else 0) if series.line else 5
+        dashed = ' stroke-dasharray="5 3"' if series.hollow else ""
+        yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"{dashed}/>'
+    radius = (2.5 if len(places) <= MOST_DOTS else 0) if series.line else 5
     fill = f'fill="white" stroke="{colour}" stroke-width="1.8"' if series.hollow else f'fill="{colour}"'
     for i, (x, y) in enumerate(places if radius else []):
         said = series.told[i] if series.told else f"{short(series.points[i][0])}: {series.points[i][1]:.4g}"

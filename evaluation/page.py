@@ -19,7 +19,8 @@ p { margin: .55rem 0; }
 table { border-collapse: collapse; font-size: .875rem; line-height: 1.4; }
 th, td { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #e3e6ea; }
 th { border-bottom: 1px solid #8c959f; font-weight: 600; }
-.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.n { text-align: right; font-variant-numeric: tabular-nums; }
+td.n { white-space: nowrap; }
 figure { margin: 1.1rem 0; }
 figure svg { display: block; width: 100%; height: auto; }
 figcaption { font-size: .875rem; color: #57606a; margin-top: .25rem; }
@@ -27,7 +28,10 @@ figcaption { font-size: .875rem; color: #57606a; margin-top: .25rem; }
 .grid figure { margin: .4rem 0; }
 pre { background: #f6f8fa; padding: .7rem .9rem; overflow-x: auto; font-size: .875rem; line-height: 1.45; }
 """
-NUMBER = re.compile(r"[+-]?(\d[\d,]*\.?\d*|\.\d+)(e[+-]?\d+)?( %)?|-|[+-]?\d*\.\d+ to [+-]?\d*\.\d+")
+ONE = r"[+-]?(\d[\d,]*\.?\d*|\.\d+)(e[+-]?\d+)?"
+NUMBER = re.compile(
+    rf"-|{ONE}|({ONE}\n)?{ONE} to {ONE}"
+)  # nothing, a number, an interval, a number above its interval
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,11 @@ def row_html(cells: Sequence[str], tag: str, numbers: Sequence[bool]) -> str:
     parts = []
     for cell, number in zip(cells, numbers, strict=True):
         kind = ' class="n"' if number else ""
-        parts.append(f"<{tag}{kind}>{html.escape(cell).replace(chr(10), '<br>')}</{tag}>")
+        text = html.escape(cell).replace("\n", "<br>")
+        text = (
+            re.sub(r"(?<=[_@])", "<wbr>", text) if tag == "th" else text
+        )  # names of metrics and flags may break there
+        parts.append(f"<{tag}{kind}>{text}</{tag}>")
     return f"<tr>{''.join(parts)}</tr>"
 
 

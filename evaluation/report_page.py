@@ -112,16 +112,15 @@ def differences(runs: list[Run]) -> Section:
 
 def by_type(runs: list[Run]) -> Section:
     """Exact match of every question type (the number of hops, where types say it), for each run and ablation."""
-    columns = {
-        run.name if name == "none" else f"{run.name}, {name}": matches_by_type(rows)
-        for run in runs
-        for name, rows in run.predictions.items()
-    }
-    kinds = sorted({kind for column in columns.values() for kind in column})
-    table = [["type", "questions", *columns]]
+    found = {run.name: {name: matches_by_type(rows) for name, rows in run.predictions.items()} for run in runs}
+    ablations = list(dict.fromkeys(name for columns in found.values() for name in columns))
+    kinds = sorted({kind for columns in found.values() for column in columns.values() for kind in column})
+    table = [["type", "run", "questions", *("nothing taken away" if name == "none" else name for name in ablations)]]
     for kind in kinds:
-        count = max(len(column[kind]) for column in columns.values() if kind in column)
-        table.append([kind, str(count), *(with_interval(column.get(kind)) for column in columns.values())])
+        for run, columns in found.items():
+            matches = [columns[name].get(kind) if name in columns else None for name in ablations]
+            count = max((len(values) for values in matches if values is not None), default=0)
+            table.append([kind, run, str(count), *(with_interval(values) for values in matches)])
     return Section("Exact match by question type", [Table(table)])
 
 
@@ -136,7 +135,7 @@ def with_interval(values: np.ndarray | None) -> str:
     if values is None:
         return "-"
     low, high = bootstrap_interval(values)
-    return f"{values.mean():.3f} ({low:.3f} to {high:.3f})"
+    return f"{values.mean():.3f}\n{low:.3f} to {high:.3f}"
 
 
 # ---------------------------------------------------------------------------------------------------------- training

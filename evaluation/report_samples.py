@@ -10,23 +10,34 @@ from evaluation.metrics import exact_match
 from evaluation.page import Block, Figure, Section, Table, Text
 from evaluation.report import Row, Run
 
+SHRUNK = 0.62  # of the sheet of a file: the column of a page is narrower
 MARKS = {1.0: "right", 0.0: "wrong"}
 
 
 def samples(runs: list[Run], count: int, drawn: int) -> Section:
-    """`count` questions of the first run, spread over its file, so that every type is likely seen; `drawn` drawn.
+    """`count` questions, half of them answered wrongly by the first run if it has as many; `drawn` of them drawn.
 
     Args:
         runs: those with predictions.
     """
     rows = runs[0].predictions["none"]
-    chosen = rows[:: max(1, len(rows) // count)][:count]
+    right = [exact_match(row["prediction"], row["answers"]) for row in rows]
+    wrong = spread([row for row, mark in zip(rows, right, strict=True) if not mark], count // 2)
+    chosen = wrong + spread([row for row, mark in zip(rows, right, strict=True) if mark], count - len(wrong))
     given = {run.name: {row["id"]: row["prediction"] for row in run.predictions["none"]} for run in runs}
     table = [["question", "answer", *given]]
     for row in chosen:
         answers = [answered(row, predictions.get(row["id"])) for predictions in given.values()]
         table.append([row.get("question", row["id"]), " | ".join(row["answers"]), *answers])
-    return Section("Samples", [Table(table), *pictures(runs[0].data, chosen[:: max(1, len(chosen) // drawn)][:drawn])])
+    note = (
+        f"{len(wrong)} that {runs[0].name} answered wrongly and {len(chosen) - len(wrong)} that it answered rightly."
+    )
+    return Section("Samples", [Text(note, note=True), Table(table), *pictures(runs[0].data, spread(chosen, drawn))])
+
+
+def spread(rows: list[Row], count: int) -> list[Row]:
+    """So many of the rows, at even distances."""
+    return rows[:: max(1, len(rows) // max(1, count))][:count]
 
 
 def answered(row: Row, prediction: str | None) -> str:
@@ -49,7 +60,7 @@ def pictures(data: tuple[Path, str] | None, rows: list[Row]) -> list[Block]:
         pair, subgraph = pairs[row["id"]], store.get(row["id"])
         told = f"{pair.question} Answer: {' | '.join(pair.answers)}. Predicted: {row['prediction'] or 'nothing'}. "
         told += f"{len(subgraph.nodes)} nodes and {len(subgraph.edges)} edges were retrieved."
-        figures.append(Figure(alone(picture_of(graph, pair, subgraph), row["id"]), told))
+        figures.append(Figure(alone(picture_of(graph, pair, subgraph, SHRUNK), row["id"]), told))
     return figures
 
 

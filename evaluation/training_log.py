@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_processor.schema import whole_lines
-from evaluation.charts import Axis, Series, chart
+from evaluation.charts import COLOURS, Axis, Series, chart
 from evaluation.page import Figure
 
 Row = dict[str, Any]
@@ -74,9 +74,10 @@ def curves(runs: dict[str, Training]) -> list[Figure]:
     """
     figures = []
     losses = []
-    for name, run in runs.items():
-        losses.append(Series(f"{name}: training", curve(run.log, "loss")))
-        losses.append(Series(f"{name}: evaluation", curve(run.log, "eval_loss"), hollow=True))
+    for i, (name, run) in enumerate(runs.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        losses.append(Series(f"{name}: training", curve(run.log, "loss"), colour=colour))
+        losses.append(Series(f"{name}: evaluation", curve(run.log, "eval_loss"), colour=colour, hollow=True))
     losses = [one for one in losses if one.points]
     log = bool(losses) and all(value > 0 for one in losses for _, value in one.points)
     axis = Axis("loss per token, logarithmic" if log else "loss per token", log=log)
