@@ -27,7 +27,7 @@ from data_processor.schema import write_json
 from evaluation.ablations import ABLATIONS
 from evaluation.demo import demo_metrics, demo_predictions, translator_metrics, translator_predictions
 from evaluation.judge_command import add_judge_commands
-from evaluation.report import read_run, verdict, write_report
+from evaluation.report import ASKED, read_run, verdict
 from evaluation.score_command import add_score_commands, questions_of
 from evaluation.trained import CONTEXTS, longest_prompt, trained_with
 
@@ -56,8 +56,10 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     _add_generate(commands)
     add_score_commands(commands)
-    page = _command(commands, "report", run_report, "runs side by side as HTML and Markdown")
-    page.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a folder with predictions.jsonl, or a file")
+    page = _command(commands, "report", run_report, "runs side by side, or a sweep, as HTML and Markdown")
+    page.add_argument("runs", type=Path, nargs="+", metavar="RUN",
+                      help="a folder with predictions.jsonl, a file of predictions, an output folder of finetune.py; "
+                      "or one folder with sweep.json")
     page.add_argument("--output", type=Path, required=True, help="page.html; page.md is written beside it")
     add_judge_commands(commands)
     demo = _command(commands, "demo", run_demo, "a demonstration's table and three answers")
@@ -150,7 +152,14 @@ def run_generate(arguments: argparse.Namespace) -> None:
             settings["retrieved"] = _retrieved_names(dataset, arguments.append_retrieved)
         generate_predictions(model, processor, dataset, **settings)
     if rank == 0:
+        note_asked(arguments)
         print(f"{len(dataset)} predictions in {arguments.output}")
+
+
+def note_asked(arguments: argparse.Namespace) -> None:
+    """Writes beside the predictions who was asked, and what: a report finds the training and the graph by it."""
+    asked = {"model": arguments.model, "data": str(arguments.data), "split": arguments.split}
+    write_json(arguments.output.parent / ASKED, asked)
 
 
 @contextlib.contextmanager
@@ -176,7 +185,16 @@ def _retrieved_names(dataset: "GraphQADataset", count: int) -> Callable[[str], l
 
 def run_report(arguments: argparse.Namespace) -> None:
     """`report`: writes the page and its Markdown."""
-    page = write_report([read_run(path) for path in arguments.runs], arguments.output)
+    from evaluation.report_page import write_report
+    from evaluation.sweep_page import RECORD, write_sweep_report
+
+    sweeps = [path for path in arguments.runs if (path / RECORD).is_file()]
+    if sweeps and len(arguments.runs) > 1:
+        raise ValueError(f"{sweeps[0]} is a sweep, which has a page of its own. Give it alone.")
+    if sweeps:
+        page = write_sweep_report(sweeps[0], arguments.output)
+    else:
+        page = write_report([read_run(path) for path in arguments.runs], arguments.output)
     print(f"{page} and {page.with_suffix('.md')}")
 
 
@@ -197,6 +215,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
         metrics = translator_metrics(predictions, train, arguments.alignment)
     else:
         metrics = demo_metrics(predictions, train)
+    note_asked(arguments)
     metrics["minutes"] = (time.time() - arguments.started) / 60
     write_json(arguments.output, metrics)
     if arguments.result:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
-import modeling_aligner  # noqa: E402
 from test_aligner import build, pairs  # noqa: E402
+
+import modeling_aligner  # noqa: E402
 
 
 def rows_of(batch: dict[str, Tensor], rows: slice, nodes: slice) -> dict[str, Tensor]:

@@ -99,6 +99,8 @@ MAY_IMPORT = {
     "evaluation.score_command": ("evaluation", *STORE),
     "training": (*MODELS, ALIGNER, "training", "data_processor", "evaluation", *PUBLISHING),
     "evaluation.opening": ("evaluation", "data_processor"),
+    # samples are shown with the picture of their subgraph
+    "evaluation.report_samples": ("evaluation", *STORE, "data_processor.inspection"),
     "finetune": (*MODELS, "training", "data_processor", "evaluation", *PUBLISHING),
     "serving": (
         *MODELS, ALIGNER, "serving", *STORE, "data_processor.retrieval", "data_processor.linking",
@@ -121,13 +123,15 @@ DOORS = {
     "rouge_score": ("evaluation.text_metrics", "tests"),
     "sacrebleu": ("evaluation.text_metrics", "tests"),
     "bert_score": ("evaluation.text_metrics", "tests"),
+    "optuna": ("training.sweep_study",),
 }
 # heavy packages that a light command must not pay for when it starts
 LAZY = {"torch", "transformers", "deepspeed", "bitsandbytes", "wandb", "faiss", "sentence_transformers", "datasets"}
+LAZY |= {"optuna"}
 LIGHT = ("data_processor.schema", "data_processor.graph_store", "data_processor.text_encoder", "data_processor.demo")
 LIGHT += ("data_processor.completion", "data_processor.gfm_dataset", "evaluation.ranking")
 LIGHT += ("data_processor.__main__", "evaluation.metrics", "evaluation.report", "evaluation.__main__")
-LIGHT += ("data_processor.text_generator",)
+LIGHT += ("data_processor.text_generator", "evaluation.report_page", "evaluation.sweep_page", "training.sweep")
 
 
 def module_name(path: Path) -> str:

@@ -6,7 +6,9 @@ from html.parser import HTMLParser
 import pytest
 
 from evaluation.__main__ import demo_metrics, main
-from evaluation.report import build_sections, compare, read_run, to_html, to_markdown, verdict
+from evaluation.page import to_html, to_markdown
+from evaluation.report import compare, read_run, verdict
+from evaluation.report_page import build_sections
 
 
 def row(i: int, prediction: str, answer: str = "yes", kind: str = "path") -> dict:
