@@ -2,8 +2,9 @@
 
     python -m evaluation generate --model M --data D --split test --output P [--ablate zero] [--append_retrieved 20]
     python -m evaluation generate --model M --data conversations.jsonl --output P
-    python -m evaluation score --predictions P --output J [--data D --split test]
+    python -m evaluation score --predictions P --output J [--data D --split test] [--metrics rouge bleu ...]
     python -m evaluation compare A B --output J
+    python -m evaluation stark --data D --split test --output J
     python -m evaluation report RUN... --output page.html
     python -m evaluation judge --predictions P [--against Q] [--facts D/facts.jsonl] --output J --backend api --model M
     torchrun --nproc_per_node 8 -m evaluation generate ...      the questions divided over eight processes
@@ -21,12 +22,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_processor.schema import Rejected, read_jsonl, write_json
+from data_processor.schema import Rejected, write_json
 from evaluation.ablations import ABLATIONS
 from evaluation.demo import demo_metrics, demo_predictions
 from evaluation.judge_command import add_judge_commands
-from evaluation.metrics import chance, majority_baseline, score
-from evaluation.report import ASKED, check_same_ids, compare, read_predictions, read_run, verdict
+from evaluation.report import ASKED, verdict
+from evaluation.report_command import add_report_command
+from evaluation.score_command import add_score_commands, questions_of
 from evaluation.trained import longest_prompt, shown_in_training, trained_with
 
 if TYPE_CHECKING:
@@ -53,20 +55,8 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="python -m evaluation", description="Answers, scores, comparisons, reports.")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     _add_generate(commands)
-    one = _command(commands, "score", run_score, "predictions -> metrics")
-    one.add_argument("--predictions", type=Path, required=True)
-    one.add_argument("--output", type=Path, required=True, help="metrics.json to write")
-    one.add_argument("--data", type=Path, help="the data set: checks the ids, adds `majority` and `chance`")
-    one.add_argument("--split", default="test", help="the split that was predicted")
-    two = _command(commands, "compare", run_compare, "what the second run gains over the first (paired bootstrap)")
-    two.add_argument("first", type=Path, metavar="A", help="a predictions file")
-    two.add_argument("second", type=Path, metavar="B", help="a predictions file of the same questions")
-    two.add_argument("--output", type=Path, required=True, help="JSON to write")
-    page = _command(commands, "report", run_report, "runs side by side, or a sweep, as HTML and Markdown")
-    page.add_argument("runs", type=Path, nargs="+", metavar="RUN",
-                      help="a folder with predictions.jsonl, a file of predictions, an output folder of finetune.py; "
-                      "or one folder with sweep.json")
-    page.add_argument("--output", type=Path, required=True, help="page.html; page.md is written beside it")
+    add_score_commands(commands)
+    add_report_command(commands)
     add_judge_commands(commands)
     demo = _command(commands, "demo", run_demo, "the demonstration's table and three answers")
     demo.add_argument("--model", required=True)
@@ -210,47 +200,6 @@ def _retrieved_names(dataset: "GraphQADataset", count: int) -> Callable[[str], l
     return lambda question: dataset.graph.node_name(dataset.subgraphs.get(question).nodes[:count])
 
 
-def run_score(arguments: argparse.Namespace) -> None:
-    """`score`: writes and prints metrics.json; with the data set also its baselines."""
-    predictions = read_predictions(arguments.predictions)
-    metrics = score(predictions)
-    if arguments.data:
-        test, train = _questions(arguments.data, arguments.split), _questions(arguments.data, "train")
-        check_same_ids(predictions, test)
-        metrics |= {"majority": majority_baseline(train, test), "chance": chance(train)}
-    write_json(arguments.output, metrics)
-    for name, value in metrics.items():
-        print(f"{name:40} {value:.4f}")
-
-
-def _questions(data: Path, split: str) -> list[Row]:
-    return [row for _, row in read_jsonl(data / "qa" / f"{split}.jsonl")]
-
-
-def run_compare(arguments: argparse.Namespace) -> None:
-    """`compare`: writes and prints each metric's gain with its interval."""
-    gains = compare(read_predictions(arguments.first), read_predictions(arguments.second))
-    write_json(arguments.output, gains)
-    for name in [name.removesuffix("_difference") for name in gains if name.endswith("_difference")]:
-        values = [gains[f"{name}_{key}"] for key in ("first", "second", "difference", "low", "high", "p")]
-        print("{:24} {:.4f} -> {:.4f}  {:+.4f} [{:+.4f}, {:+.4f}]  p {:.3f}".format(name, *values))
-
-
-def run_report(arguments: argparse.Namespace) -> None:
-    """`report`: writes the page and its Markdown."""
-    from evaluation.report_page import write_report
-    from evaluation.sweep_page import RECORD, write_sweep_report
-
-    sweeps = [path for path in arguments.runs if (path / RECORD).is_file()]
-    if sweeps and len(arguments.runs) > 1:
-        raise ValueError(f"{sweeps[0]} is a sweep, which has a page of its own. Give it alone.")
-    if sweeps:
-        page = write_sweep_report(sweeps[0], arguments.output)
-    else:
-        page = write_report([read_run(path) for path in arguments.runs], arguments.output)
-    print(f"{page} and {page.with_suffix('.md')}")
-
-
 # --------------------------------------------------------------------------------------------------- the demonstration
 
 
@@ -261,7 +210,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     dataset = open_dataset(arguments, processor, trained)
     predictions = demo_predictions(model, processor, dataset, arguments.output.parent, arguments.batch_size)
     note_asked(arguments)
-    metrics = demo_metrics(predictions, _questions(arguments.data, "train"))
+    metrics = demo_metrics(predictions, questions_of(arguments.data, "train"))
     metrics["minutes"] = (time.time() - arguments.started) / 60
     write_json(arguments.output, metrics)
     if arguments.result:

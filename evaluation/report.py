@@ -4,15 +4,23 @@ A run is a folder with predictions.jsonl, possibly predictions_ABLATION.jsonl fo
 training or asked.json, which names the model that was asked; or one predictions file.
 """
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_processor.schema import read_jsonl
-from evaluation.metrics import paired_bootstrap, per_question
+from evaluation.metrics import per_question
+from evaluation.significance import paired_tests
 from evaluation.training_log import Training, read_json, read_training
 
+logger = logging.getLogger(__name__)
+
 Row = dict[str, Any]
+Columns = Callable[[list[Row]], dict[str, np.ndarray]]
 
 LOST = {
     "zero": "the graph tokens are zeroed",
@@ -76,10 +84,10 @@ def read_run(path: str | Path) -> Run:
         predictions["none"] = read_predictions(path / "predictions.jsonl")
     for file in sorted(path.glob(f"{prefix}*.jsonl")) if predictions else []:
         predictions[file.stem.removeprefix(prefix)] = read_predictions(file)
-    return Run(str(path), predictions, training, questions_of(asked, training.arguments))
+    return Run(str(path), predictions, training, where_asked(asked, training.arguments))
 
 
-def questions_of(asked: Row, arguments: Row) -> tuple[Path, str] | None:
+def where_asked(asked: Row, arguments: Row) -> tuple[Path, str] | None:
     """Where the predicted questions stand: folder and split."""
     data, split = (asked["data"], asked["split"]) if asked else (
         arguments.get("data_path"), arguments.get("test_split", "test")
@@ -98,24 +106,31 @@ def check_same_ids(predictions: list[Row], references: list[Row]) -> None:
                      f"{len(unknown)} unknown; {example}. Generate them again from the same split.")
 
 
-def compare(first: list[Row], second: list[Row]) -> dict[str, float]:
+def compare(first: list[Row], second: list[Row], more: Columns | None = None) -> dict[str, float]:
     """What the second predictions gain over the first, on the same questions, for every metric defined on all of them.
 
+    Args:
+        first, second: predictions of the same questions, in any order.
+        more: rows -> further metrics, (n,) one number per question, such as those of text_metrics.py.
+
     Returns:
-        Flat `METRIC_first`, `METRIC_second`, `METRIC_difference`, `METRIC_low`, `METRIC_high`, `METRIC_p`; see
-        `metrics.paired_bootstrap`.
+        Flat `METRIC_first`, `METRIC_second`, `METRIC_difference`, `METRIC_low`, `METRIC_high`, `METRIC_p`, ...; see
+        `significance.paired_tests`.
 
     Raises:
         ValueError: the two do not hold the same questions.
     """
     check_same_ids(second, first)
     by_id = {row["id"]: row for row in second}
-    before, after = per_question(first), per_question([by_id[row["id"]] for row in first])
+    second = [by_id[row["id"]] for row in first]
+    before, after = ({**per_question(rows), **(more(rows) if more else {})} for rows in (first, second))
     gains: dict[str, float] = {}
     for name, values in before.items():
-        if not (values != values).any():  # NaN: not defined for some question
-            gains |= {f"{name}_first": float(values.mean()), f"{name}_second": float(after[name].mean())}
-            gains |= {f"{name}_{key}": value for key, value in paired_bootstrap(values, after[name]).items()}
+        if (values != values).any() or (after[name] != after[name]).any():  # NaN
+            logger.info("%s is not defined for every question: it is not compared.", name)
+            continue
+        gains |= {f"{name}_first": float(values.mean()), f"{name}_second": float(after[name].mean())}
+        gains |= {f"{name}_{key}": value for key, value in paired_tests(values, after[name]).items()}
     return gains
 
 

@@ -9,11 +9,11 @@ from evaluation.metrics import bootstrap_interval, per_question, score
 from evaluation.page import Block, Section, Table, Text, write_page
 from evaluation.report import LOST, Row, Run, compare, verdict
 from evaluation.report_samples import samples
+from evaluation.significance import LEVEL, beyond_chance, judged
 from evaluation.training_log import costs, curves
 
 # metrics of the tables, as far as they are defined
 SHOWN = ("exact_match", "token_f1", "set_f1", "hits@1", "any_hit", "recall@20", "mrr", "first_mention_accuracy")
-LEVEL = 0.05  # of a difference that is called beyond chance
 SAMPLES, DRAWN = 8, 3
 # flags that only name places or steer the log
 NO_DIFFERENCE = {"output_dir", "run_name", "logging_dir", "wandb_run_name", "local_rank"}
@@ -67,12 +67,7 @@ def difference_sentence(first: Run, second: Run) -> str:
     before, after = shared(first, second)
     if not before:
         return f"{first.name} and {second.name} answered different questions: they cannot be compared."
-    gains = compare(before, after)
-    said = "is beyond chance" if gains["exact_match_p"] < LEVEL else "is not beyond chance"
-    figures = [gains[f"exact_match_{key}"] for key in ("first", "second", "difference", "low", "high", "p")]
-    told = "{:.3f} -> {:.3f}, {:+.3f}, 95 % interval {:+.3f} to {:+.3f}, p {:.3f}".format(*figures)
-    counted = f"{len(before)} shared questions"
-    return f"{second.name} against {first.name}: the difference in exact match {said} ({told}, {counted})."
+    return f"From {first.name} to {second.name}: {beyond_chance(compare(before, after), 'exact_match', len(before))}"
 
 
 def scores(runs: list[Run]) -> Section:
@@ -96,18 +91,26 @@ def differences(runs: list[Run]) -> Section:
     blocks: list[Block] = []
     for other in runs[1:]:
         before, after = shared(runs[0], other)
-        gains = compare(before, after) if before else {}
-        table = [["metric", runs[0].name, other.name, "difference", "95 % interval", "p", "beyond chance"]]
-        for name in SHOWN:
-            if f"{name}_p" in gains:
-                first, second, gain, low, high, p = (
-                    gains[f"{name}_{key}"] for key in ("first", "second", "difference", "low", "high", "p")
-                )
-                interval, far = f"{low:+.3f} to {high:+.3f}", "yes" if p < LEVEL else "no"
-                table.append([name, figure(first), figure(second), f"{gain:+.3f}", interval, f"{p:.3f}", far])
-        blocks += [Text(f"{other.name} against {runs[0].name}, {len(before)} shared questions."), Table(table)]
-    note = "Paired bootstrap over the shared questions. Several metrics are tested: one in twenty differs by chance."
+        if before:
+            gains = compare(before, after)
+            header = ["metric", runs[0].name, other.name, "difference", "95 % interval", "p", "test", "beyond chance"]
+            rows = [difference(gains, name) for name in SHOWN if f"{name}_difference" in gains]
+            blocks += [
+                Text(f"From {runs[0].name} to {other.name}, {len(before)} shared questions."),
+                Table([header, *rows]),
+            ]
+    note = "Intervals are paired bootstraps. Several metrics are tested at once: of twenty, one differs by chance."
     return Section("Differences between the runs", [*blocks, Text(note, note=True)] if blocks else [])
+
+
+def difference(gains: dict[str, float], name: str) -> list[str]:
+    """One metric of `compare` as cells."""
+    first, second, gain, low, high = (
+        gains[f"{name}_{key}"] for key in ("first", "second", "difference", "low", "high")
+    )
+    test, p = judged(gains, name)
+    far = "yes" if p < LEVEL else "no"
+    return [name, figure(first), figure(second), f"{gain:+.3f}", f"{low:+.3f} to {high:+.3f}", f"{p:.4f}", test, far]
 
 
 def by_type(runs: list[Run]) -> Section:

@@ -199,6 +199,7 @@ ROWS = {
     "no GPU": lambda t: ({"use_cpu": False}, CPU),
     "several GPUs without torchrun": lambda t: ({}, Machine(gpus=2, launched=False)),
     "no deepspeed": lambda t: ({"deepspeed": "ds_configs/zero2.json"}, CPU),
+    "DeepSpeed by accelerate": lambda t: ({}, Machine(gpus=0, launched=True, accelerate_deepspeed=True)),
     "DeepSpeed without ZeRO": lambda t: ({"deepspeed": deepspeed(t, zero_optimization={"stage": 0})}, CPU),
     "DeepSpeed batch": lambda t: (
         {"deepspeed": deepspeed(t, train_batch_size=24, zero_optimization={"stage": 2})},
@@ -292,6 +293,11 @@ def vars_of(arguments) -> dict:
 
 def test_every_row_of_checks_has_a_case():
     assert [check.name for check in CHECKS] == list(ROWS)
+
+
+def test_what_accelerate_asks_for_is_seen(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert Machine.here().accelerate_deepspeed
 
 
 def test_flags_without_a_conflict_pass_every_row(tmp_path):

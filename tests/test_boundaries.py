@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "processing_graphllm": (),
     "data_processor.schema": (),
     "data_processor.prompts": (),
-    "evaluation.metrics": (),
+    "evaluation.metrics": ("evaluation.ranked",),
+    "evaluation.ranked": (),
     "evaluation.ranking": (),
     "data_processor.collator": (),
     "data_processor.key_index": (),
@@ -81,6 +82,9 @@ MAY_IMPORT = {
     ),  # fmt: skip
     # samples are shown with the picture of their subgraph
     "evaluation.report_samples": ("evaluation", *STORE, "data_processor.inspection"),
+    # embeds predictions; reads node scores of a graph
+    "evaluation.text_metrics": ("data_processor.text_encoder",),
+    "evaluation.score_command": ("evaluation", *STORE),
     "training": (*MODELS, "training", "data_processor", "evaluation", *PUBLISHING),
     "finetune": (*MODELS, "training", "data_processor", "evaluation", *PUBLISHING),
     "serving": (
@@ -100,6 +104,9 @@ DOORS = {
     "deepspeed": ("modeling_graphllm", "modeling_gfm", "training", "tests"),
     "wandb": ("training", "tests"),
     "optuna": ("training.sweep_study",),
+    "rouge_score": ("evaluation.text_metrics", "tests"),
+    "sacrebleu": ("evaluation.text_metrics", "tests"),
+    "bert_score": ("evaluation.text_metrics", "tests"),
 }
 # heavy packages that a light command must not pay for when it starts
 LAZY = {"torch", "transformers", "deepspeed", "bitsandbytes", "wandb", "faiss", "sentence_transformers", "datasets"}
