@@ -27,7 +27,8 @@ from data_processor.schema import write_json
 from evaluation.ablations import ABLATIONS
 from evaluation.demo import demo_metrics, demo_predictions, translator_metrics, translator_predictions
 from evaluation.judge_command import add_judge_commands
-from evaluation.report import ASKED, read_run, verdict
+from evaluation.report import ASKED, verdict
+from evaluation.report_command import add_report_command
 from evaluation.score_command import add_score_commands, questions_of
 from evaluation.trained import CONTEXTS, longest_prompt, trained_with
 
@@ -56,11 +57,7 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     _add_generate(commands)
     add_score_commands(commands)
-    page = _command(commands, "report", run_report, "runs side by side, or a sweep, as HTML and Markdown")
-    page.add_argument("runs", type=Path, nargs="+", metavar="RUN",
-                      help="a folder with predictions.jsonl, a file of predictions, an output folder of finetune.py; "
-                      "or one folder with sweep.json")
-    page.add_argument("--output", type=Path, required=True, help="page.html; page.md is written beside it")
+    add_report_command(commands)
     add_judge_commands(commands)
     demo = _command(commands, "demo", run_demo, "a demonstration's table and three answers")
     demo.add_argument("--alignment", type=Path, help="the Translator's: the output of its stage 1")
@@ -181,21 +178,6 @@ def process_group() -> Iterator[int]:
 
 def _retrieved_names(dataset: "GraphQADataset", count: int) -> Callable[[str], list[str]]:
     return lambda question: dataset.graph.node_name(dataset.subgraphs.get(question).nodes[:count])
-
-
-def run_report(arguments: argparse.Namespace) -> None:
-    """`report`: writes the page and its Markdown."""
-    from evaluation.report_page import write_report
-    from evaluation.sweep_page import RECORD, write_sweep_report
-
-    sweeps = [path for path in arguments.runs if (path / RECORD).is_file()]
-    if sweeps and len(arguments.runs) > 1:
-        raise ValueError(f"{sweeps[0]} is a sweep, which has a page of its own. Give it alone.")
-    if sweeps:
-        page = write_sweep_report(sweeps[0], arguments.output)
-    else:
-        page = write_report([read_run(path) for path in arguments.runs], arguments.output)
-    print(f"{page} and {page.with_suffix('.md')}")
 
 
 # --------------------------------------------------------------------------------------------------- the demonstration

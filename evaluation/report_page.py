@@ -67,8 +67,7 @@ def difference_sentence(first: Run, second: Run) -> str:
     before, after = shared(first, second)
     if not before:
         return f"{first.name} and {second.name} answered different questions: they cannot be compared."
-    said = beyond_chance(compare(before, after), "exact_match", len(before))
-    return f"{second.name} against {first.name}: {said}"
+    return f"From {first.name} to {second.name}: {beyond_chance(compare(before, after), 'exact_match', len(before))}"
 
 
 def scores(runs: list[Run]) -> Section:
@@ -92,19 +91,26 @@ def differences(runs: list[Run]) -> Section:
     blocks: list[Block] = []
     for other in runs[1:]:
         before, after = shared(runs[0], other)
-        gains = compare(before, after) if before else {}
-        table = [["metric", runs[0].name, other.name, "difference", "95 % interval", "test", "p", "beyond chance"]]
-        for name in SHOWN:
-            if f"{name}_p" in gains:
-                first, second, gain, low, high = (
-                    gains[f"{name}_{key}"] for key in ("first", "second", "difference", "low", "high")
-                )
-                (test, p), interval = judged(gains, name), f"{low:+.3f} to {high:+.3f}"
-                row = [name, figure(first), figure(second), f"{gain:+.3f}", interval, test, f"{p:.4f}"]
-                table.append([*row, "yes" if p < LEVEL else "no"])
-        blocks += [Text(f"{other.name} against {runs[0].name}, {len(before)} shared questions."), Table(table)]
-    note = "Tests on the shared questions. Several metrics are tested: one in twenty differs by chance."
+        if before:
+            gains = compare(before, after)
+            header = ["metric", runs[0].name, other.name, "difference", "95 % interval", "p", "test", "beyond chance"]
+            rows = [difference(gains, name) for name in SHOWN if f"{name}_difference" in gains]
+            blocks += [
+                Text(f"From {runs[0].name} to {other.name}, {len(before)} shared questions."),
+                Table([header, *rows]),
+            ]
+    note = "Intervals are paired bootstraps. Several metrics are tested at once: of twenty, one differs by chance."
     return Section("Differences between the runs", [*blocks, Text(note, note=True)] if blocks else [])
+
+
+def difference(gains: dict[str, float], name: str) -> list[str]:
+    """One metric of `compare` as cells."""
+    first, second, gain, low, high = (
+        gains[f"{name}_{key}"] for key in ("first", "second", "difference", "low", "high")
+    )
+    test, p = judged(gains, name)
+    far = "yes" if p < LEVEL else "no"
+    return [name, figure(first), figure(second), f"{gain:+.3f}", f"{low:+.3f} to {high:+.3f}", f"{p:.4f}", test, far]
 
 
 def by_type(runs: list[Run]) -> Section:

@@ -73,10 +73,9 @@ def paired_tests(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
 
 
 def judged(gains: dict[str, float], metric: str) -> tuple[str, float]:
-    """(test, its p-value) by which a metric of `report.compare` is judged: McNemar's where it is 0 or 1."""
-    if f"{metric}_mcnemar_p" in gains:
-        return "McNemar", gains[f"{metric}_mcnemar_p"]
-    return "permutation", gains[f"{metric}_permutation_p"]
+    """Name and p-value of the test that judges a metric of `report.compare`: McNemar's where it is 0 or 1."""
+    exact = f"{metric}_mcnemar_p"
+    return ("McNemar", gains[exact]) if exact in gains else ("permutation", gains[f"{metric}_permutation_p"])
 
 
 def beyond_chance(gains: dict[str, float], metric: str, count: int) -> str:

@@ -82,7 +82,7 @@ def test_the_page_of_two_runs_opens(browser, tmp_path):
     found = drawn(browser)
     assert found["figure > svg"] == 5 and found["polyline"] == 6 and found["script"] == 0  # 2 charts, 3 subgraphs
     body = browser.execute_script("return document.body.innerText")
-    assert "the difference in exact match is" in body and EVIL in body
+    assert "The difference in exact_match is" in body and EVIL in body
     wide = "return document.documentElement.scrollWidth <= window.innerWidth"
     browser.set_window_size(500, 800)
     assert browser.execute_script(wide), "a narrow window scrolls in its tables only"
