@@ -2,8 +2,9 @@
 
     python -m data_processor.demo_nodes --output output/translator_demo      data/ and replies.jsonl
 
-Rules write the replies from the prompts alone, no model is behind them. A node is described by its kind and by how
-many neighbours of which kind are joined to it how, never by names: to find its text one has to read its graph.
+Rules write the replies from the prompts alone, no model is behind them. Nodes are embedded by their kind, and
+described by it and by how many neighbours of which kind are joined to them how: to find its text one has to read a
+graph.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from data_processor.wording import Wording
 MODEL = "demonstration"  # the name under which the replies are recorded
 SETTINGS = Settings(max_neighbours=8, types=("person", "place", "organisation"), language="en")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
-LINE = re.compile(r"- (?P<ties>.*?(?: →|← [a-z ]+)) (?P<name>[A-Z]\w*), (?P<kind>\w+)$")
+LINE = re.compile(r"- (?P<ties>.*) (?P<kind>\w+)$")
 
 
 def reply(request: Request) -> str:
@@ -44,7 +45,7 @@ def reply(request: Request) -> str:
 
 def node_value(values: dict[str, str]) -> dict[str, Any]:
     """The kind of a node, which is all that its text holds."""
-    kind = values["text"].rpartition(", ")[2]
+    kind = values["text"]
     ties = [relation.name for relation in RELATIONS if kind in (relation.head, relation.tail)]
     others = [other for other in TYPES if other != kind]
     return {"summary": f"{kind}.", "key_words": [kind, *ties, *others][:KEY_WORDS]}
@@ -77,7 +78,7 @@ def write_demonstration(output: Path, seed: int, questions: int) -> tuple[Knowle
     """Writes data/ (graph, questions that only the graph answers, their subgraphs) and replies.jsonl."""
     splits = make_splits(seed, questions)
     data = output / "data"
-    graph = write_world(data, splits)
+    graph = write_world(data, splits, kinds_alone=True)
     for name, split in splits.items():
         closed = [question for question in split.questions if question.answer_node is None]
         write_questions(data, name, dataclasses.replace(split, questions=closed), graph)

@@ -87,7 +87,6 @@ def run_produce(arguments: argparse.Namespace) -> str:
     wording = Wording(Prompts(read_prompts(arguments.prompts)), settings.language)
     graph = KnowledgeGraph.open(data / "graph")
     nodes = shown_nodes(graph, settings, counter(arguments.tokenizer, source))
-    (data / FILE).unlink(missing_ok=True)
     try:
         with Rejected(data / "rejected_summaries.jsonl") as rejected:
             stages = Stages(rejected, STAGES)
