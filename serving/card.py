@@ -140,7 +140,7 @@ def about(config: GraphLLMConfig | GFMConfig) -> str:
         )
     graph = config.graph_config
     one_per_node = f"one token for each of at most {graph.max_nodes} nodes"
-    tokens = f"{graph.num_tokens} tokens a graph" if graph.readout == "mean" else one_per_node
+    tokens = f"{graph.num_tokens} tokens a graph" if graph.readout != "nodes" else one_per_node
     return (
         f"A language model that answers from graphs: {graph.encoder} encoder, {graph.projector} projector, {tokens}. "
         f"Node and edge features were made by `{config.feature_encoder}`; use the same for new graphs."

@@ -183,7 +183,7 @@ def test_what_ships_to_the_hub_imports_installed_packages_only(module):
 @pytest.mark.parametrize("path", LIBRARY, ids=str)
 def test_files_and_functions_keep_their_size_and_signatures_their_types(path):
     text = (ROOT / path).read_text(encoding="utf-8")
-    limit = {"modeling_graphllm.py": 900, "modeling_gfm.py": 1400, "processing_graphllm.py": 420}.get(path.name, 300)
+    limit = {"modeling_graphllm.py": 1020, "modeling_gfm.py": 1400, "processing_graphllm.py": 420}.get(path.name, 300)
     assert text.count("\n") <= limit
     tree = ast.parse(text)
     assert not text.strip() or path.name == "__init__.py" or ast.get_docstring(tree)

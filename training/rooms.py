@@ -14,7 +14,7 @@ from training.machine import Machine
 
 @dataclass
 class RunArguments:
-    stage: Literal["qa", "gfm_pretrain", "gfm_finetune"] = HfArg(
+    stage: Literal["qa", "graph", "gfm_pretrain", "gfm_finetune"] = HfArg(
         default="qa", help="What is trained: see training/stages.py."
     )
     init_from: str | None = HfArg(default=None, help="Output folder of a run whose weights this one starts from.")
@@ -61,8 +61,11 @@ class GraphArguments:
     graph_norm: str | None = HfArg(default=None, help="layer or graph.")
     graph_aggregations: list[str] | None = HfArg(default=None, help="Of mpnn: any of sum max mean var.")
     graph_bidirectional: bool | None = HfArg(default=None, help="True or False: messages also against the edges.")
-    graph_readout: str | None = HfArg(default=None, help="mean (a fixed number of tokens) or nodes (one per node).")
-    num_graph_tokens: int | None = HfArg(default=None, help="Tokens of one graph with readout mean.")
+    graph_readout: str | None = HfArg(
+        default=None, help="mean (a fixed number of tokens), nodes (one per node), ho or nd (the neighbourhood of the "
+        "first node, hop by hop or as a tree, without parameters)."
+    )  # fmt: skip
+    num_graph_tokens: int | None = HfArg(default=None, help="Tokens of one graph: readout mean 8, ho 5, nd 111.")
     max_graph_nodes: int | None = HfArg(default=None, help="Most nodes that become tokens with readout nodes.")
     graph_projector: str | None = HfArg(default=None, help="mlp, ffn or linear.")
     projector_hidden_dim: int | None = HfArg(default=None, help="Inner width of the projector.")
