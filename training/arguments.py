@@ -21,6 +21,7 @@ from training.alignments import is_alignment
 from training.checks import check_flags
 from training.engines import offloads
 from training.machine import Machine
+from training.node_arguments import NodeArguments
 from training.rooms import (
     AlignArguments,
     DataArguments,
@@ -56,6 +57,7 @@ class Arguments:
     data: DataArguments
     align: AlignArguments
     gfm: GFMArguments
+    node: NodeArguments
     training: TrainingArguments
 
     @property
@@ -76,7 +78,7 @@ class Arguments:
         return None if self.alignment else self.run.init_from
 
     def flat(self) -> dict[str, Any]:
-        rooms = (self.run, self.model, self.graph, self.lora, self.data, self.align, self.gfm)
+        rooms = (self.run, self.model, self.graph, self.lora, self.data, self.align, self.gfm, self.node)
         values = {k: v for room in rooms for k, v in asdict(room).items()} | self.training.to_dict()
         paths = self.data.data_path or []
         return values | ({"data_path": paths[0]} if len(paths) == 1 else {})
@@ -84,7 +86,7 @@ class Arguments:
 
 ROOMS = (
     RunArguments, ModelArguments, GraphArguments, LoraArguments, DataArguments, AlignArguments, GFMArguments,
-    TrainingArguments,
+    NodeArguments, TrainingArguments,
 )  # fmt: skip
 # an item of a graph retriever's data is a batch, and its evaluation is of ranks
 BATCH_ITEMS = {
@@ -92,7 +94,8 @@ BATCH_ITEMS = {
     "label_names": ["graph_index"],
 }  # fmt: skip
 STAGE_DEFAULTS = {
-    "qa": {}, "align": {"label_names": ["text_index"]}, "gfm_pretrain": BATCH_ITEMS, "gfm_finetune": BATCH_ITEMS,
+    "qa": {}, "align": {"label_names": ["text_index"]}, "graph": {**BATCH_ITEMS, "label_names": ["labels"]},
+    "gfm_pretrain": BATCH_ITEMS, "gfm_finetune": BATCH_ITEMS,
 }  # fmt: skip
 
 # states in 8 bits beside quantised weights; paged_adamw_8bit moves them to the CPU where a GPU is full

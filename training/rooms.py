@@ -14,7 +14,7 @@ from training.machine import Machine
 
 @dataclass
 class RunArguments:
-    stage: Literal["qa", "align", "gfm_pretrain", "gfm_finetune"] = HfArg(
+    stage: Literal["qa", "align", "graph", "gfm_pretrain", "gfm_finetune"] = HfArg(
         default="qa", help="What is trained: see training/stages.py."
     )
     init_from: str | None = HfArg(default=None, help="Output folder of a run whose weights this one starts from.")
@@ -66,9 +66,10 @@ class GraphArguments:
     graph_aggregations: list[str] | None = HfArg(default=None, help="Of mpnn: any of sum max mean var.")
     graph_bidirectional: bool | None = HfArg(default=None, help="True or False: messages also against the edges.")
     graph_readout: str | None = HfArg(
-        default=None, help="mean (a fixed number of tokens), nodes (one per node) or qformer (learned queries)."
-    )
-    num_graph_tokens: int | None = HfArg(default=None, help="Tokens of one graph: readout mean 8, qformer 32.")
+        default=None, help="mean (a fixed number of tokens), nodes (one per node), qformer (learned queries), ho or "
+        "nd (the neighbourhood of the first node, hop by hop or as a tree, without parameters)."
+    )  # fmt: skip
+    num_graph_tokens: int | None = HfArg(default=None, help="Of one graph: readout mean 8, qformer 32, ho 5, nd 111.")
     max_graph_nodes: int | None = HfArg(default=None, help="Most nodes that readout nodes and qformer look at.")
     qformer_dim: int | None = HfArg(default=None, help="Width of the Q-Former.")
     qformer_num_layers: int | None = HfArg(default=None, help="Its layers.")
