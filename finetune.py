@@ -24,6 +24,7 @@ from training.optimizer import GroupedOptimizer
 from training.parts import Parts
 from training.record import table, write_metrics
 from training.resume import begin, resume_point
+from training.run_cost import reading, sizes
 from training.stages import STAGES
 
 logger = logging.getLogger(__name__)
@@ -57,9 +58,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if arguments.training.inspect_step is not None:
         print(inspected(trainer, arguments.training))
         return {}
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Any] = sizes(parts.model)
     if arguments.training.do_train:
         metrics |= trainer.train(resume_from_checkpoint=checkpoint).metrics
+        metrics |= reading(trainer.state.log_history)
         stage.save(arguments, parts, trainer)
     if arguments.training.do_eval:
         metrics |= trainer.evaluate()
@@ -71,7 +73,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     metrics["minutes"] = (time.perf_counter() - started) / 60
     if trainer.is_world_process_zero():
         write_metrics(arguments.training.output_dir, metrics)
-        if arguments.training.do_train:
+        if arguments.training.do_train and stage.published:
             write_card(arguments.training.output_dir)
         publish_output(arguments)
     return metrics

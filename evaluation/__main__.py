@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 from data_processor.schema import write_json
 from evaluation.ablations import ABLATIONS
-from evaluation.demo import demo_metrics, demo_predictions
+from evaluation.demo import demo_metrics, demo_predictions, translator_metrics, translator_predictions
 from evaluation.judge_command import add_judge_commands
-from evaluation.report import read_run, verdict, write_report
+from evaluation.report import ASKED, verdict
+from evaluation.report_command import add_report_command
 from evaluation.score_command import add_score_commands, questions_of
 from evaluation.trained import CONTEXTS, longest_prompt, trained_with
 
@@ -56,11 +57,10 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     _add_generate(commands)
     add_score_commands(commands)
-    page = _command(commands, "report", run_report, "runs side by side as HTML and Markdown")
-    page.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a folder with predictions.jsonl, or a file")
-    page.add_argument("--output", type=Path, required=True, help="page.html; page.md is written beside it")
+    add_report_command(commands)
     add_judge_commands(commands)
-    demo = _command(commands, "demo", run_demo, "the demonstration's table and three answers")
+    demo = _command(commands, "demo", run_demo, "a demonstration's table and three answers")
+    demo.add_argument("--alignment", type=Path, help="the Translator's: the output of its stage 1")
     demo.add_argument("--model", required=True)
     demo.add_argument("--data", type=Path, required=True)
     demo.add_argument("--output", type=Path, required=True, help="metrics.json to write")
@@ -149,7 +149,14 @@ def run_generate(arguments: argparse.Namespace) -> None:
             settings["retrieved"] = _retrieved_names(dataset, arguments.append_retrieved)
         generate_predictions(model, processor, dataset, **settings)
     if rank == 0:
+        note_asked(arguments)
         print(f"{len(dataset)} predictions in {arguments.output}")
+
+
+def note_asked(arguments: argparse.Namespace) -> None:
+    """Writes beside the predictions who was asked, and what: a report finds the training and the graph by it."""
+    asked = {"model": arguments.model, "data": str(arguments.data), "split": arguments.split}
+    write_json(arguments.output.parent / ASKED, asked)
 
 
 @contextlib.contextmanager
@@ -173,42 +180,43 @@ def _retrieved_names(dataset: "GraphQADataset", count: int) -> Callable[[str], l
     return lambda question: dataset.graph.node_name(dataset.subgraphs.get(question).nodes[:count])
 
 
-def run_report(arguments: argparse.Namespace) -> None:
-    """`report`: writes the page and its Markdown."""
-    page = write_report([read_run(path) for path in arguments.runs], arguments.output)
-    print(f"{page} and {page.with_suffix('.md')}")
-
-
 # --------------------------------------------------------------------------------------------------- the demonstration
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
-    """Reloads the demonstration's model, asks it everything with and without its graphs, writes the table."""
+    """Reloads a demonstration's model, asks it everything with and without its graphs, writes the table."""
     from evaluation.opening import open_dataset
 
     trained = trained_with(arguments.model)
     model, processor = load(arguments, trained)
     dataset = open_dataset(arguments, processor, trained)
-    predictions = demo_predictions(model, processor, dataset, arguments.output.parent, arguments.batch_size)
-    metrics = demo_metrics(predictions, questions_of(arguments.data, "train"))
+    asked = model, processor, dataset, arguments.output.parent, arguments.batch_size
+    train, translator = questions_of(arguments.data, "train"), arguments.alignment is not None
+    predictions = translator_predictions(*asked) if translator else demo_predictions(*asked)
+    if translator:
+        metrics = translator_metrics(predictions, train, arguments.alignment)
+    else:
+        metrics = demo_metrics(predictions, train)
+    note_asked(arguments)
     metrics["minutes"] = (time.time() - arguments.started) / 60
     write_json(arguments.output, metrics)
     if arguments.result:
-        write_json(arguments.result, demo_record(arguments.result, metrics))
+        shell = "train_translator" if translator else "finetune_lora_ds"
+        write_json(arguments.result, demo_record(arguments.result, metrics, shell))
     for name, value in metrics.items():
         print(f"{name:36} {value:.3f}")
-    for ablate in ("question_only", "zero", "shuffle"):
+    for ablate in [one for one in predictions if one != "none"]:
         print(verdict(predictions["none"], predictions[ablate], ablate))
     for row in predictions["none"][:: len(dataset) // 3][:3]:
         print(f"\n{row['question']}\n  answer: {row['prediction']}\n  gold:   {' | '.join(row['answers'])}")
 
 
-def demo_record(path: Path, metrics: dict[str, float]) -> Row:
+def demo_record(path: Path, metrics: dict[str, float], shell: str) -> Row:
     """The table as results/ keeps it."""
     from training.record import commit
 
     return {
-        "command": f"RESULT={path} bash shells/finetune_lora_ds.sh",
+        "command": f"RESULT={path} bash shells/{shell}.sh",
         "commit": commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, one process on the CPU",
         "minutes": round(metrics["minutes"], 2),

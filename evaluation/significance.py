@@ -72,10 +72,16 @@ def paired_tests(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     return tests
 
 
+def judged(gains: dict[str, float], metric: str) -> tuple[str, float]:
+    """Name and p-value of the test that judges a metric of `report.compare`: McNemar's where it is 0 or 1."""
+    exact = f"{metric}_mcnemar_p"
+    return ("McNemar", gains[exact]) if exact in gains else ("permutation", gains[f"{metric}_permutation_p"])
+
+
 def beyond_chance(gains: dict[str, float], metric: str, count: int) -> str:
     """One sentence on a metric of `report.compare`: the gain, its interval, and whether it is beyond chance.
 
-    Judged by McNemar's test where a metric is 0 or 1, by the permutation test otherwise, at LEVEL.
+    Judged at LEVEL.
 
     Args:
         gains: what `compare` returned. metric: one of its metrics. count: of the questions.
@@ -83,9 +89,7 @@ def beyond_chance(gains: dict[str, float], metric: str, count: int) -> str:
     first, second, gain, low, high = (
         gains[f"{metric}_{key}"] for key in ("first", "second", "difference", "low", "high")
     )
-    test = "mcnemar_p" if f"{metric}_mcnemar_p" in gains else "permutation_p"
-    p = gains[f"{metric}_{test}"]
-    name = "McNemar" if test == "mcnemar_p" else "permutation"
+    name, p = judged(gains, metric)
     figures = f"{first:.3f} -> {second:.3f}, {gain:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, {name} p {p:.4f}"
     said = "is beyond chance" if p < LEVEL else "is not beyond chance"
     return f"The difference in {metric} {said} ({figures}, {count} questions)."

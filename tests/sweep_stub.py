@@ -14,6 +14,7 @@ import yaml
 
 flags = yaml.safe_load(Path(sys.argv[1]).read_text(encoding="utf-8"))
 folder = Path(flags["output_dir"])
+folder.mkdir(exist_ok=True)
 with open(folder.parent / "begun.txt", "a") as file:
     file.write(f"{folder.name} {os.getpid()}\n")
 loss = abs(math.log10(flags["learning_rate"]) + 2)

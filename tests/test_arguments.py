@@ -240,6 +240,10 @@ ROWS = {
     "step without training": lambda t: ({"do_train": False, "do_eval": True, "inspect_step": 1}, CPU),
     "label smoothing": lambda t: ({"label_smoothing_factor": 0.1}, CPU),
     "best model without evaluation": lambda t: ({"load_best_model_at_end": True}, CPU),
+    "read-out of an alignment": lambda t: (
+        {"stage": "align", "data_path": [str(t)], "graph_readout": "mean"},
+        CPU,
+    ),
     "unused columns": lambda t: ({"remove_unused_columns": True}, CPU),
     "generation in the Trainer": lambda t: ({"prediction_loss_only": False}, CPU),
     "unrelated output": lambda t: ({"output_dir": filled(t / "photos", "cat.txt")}, CPU),

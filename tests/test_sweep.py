@@ -128,12 +128,35 @@ def test_a_plan_that_cannot_work_is_one_sentence(tmp_path, changes, said):
 
 
 def test_flags_behind_the_file_go_over_the_recipe(tmp_path, capsys):
-    given = given_flags(["--data_path", "a", "b", "--learning_rate=2e-3", "--use_lora", "False"])
-    assert given == {"data_path": ["a", "b"], "learning_rate": "2e-3", "use_lora": False}
+    given = given_flags(["--data_path", "a", "b", "--learning_rate=2e-3", "--save_strategy", "no"])
+    assert given == {"data_path": ["a", "b"], "learning_rate": 0.002, "save_strategy": "no"}
     assert read_plan(write_plan(tmp_path), given).recipe["data_path"] == ["a", "b"]
     with pytest.raises(SystemExit) as stop:
         main([str(write_plan(tmp_path)), "--data_path"])
     assert stop.value.code == 2 and "--data_path was given without a value" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_finetune_itself_is_swept(tmp_path, language_model_folder):
+    from tests.tiny_world import flags, write_dataset
+
+    words = flags(language_model_folder, write_dataset(tmp_path / "data"), tmp_path / "unused")
+    plan = write_plan(
+        tmp_path,
+        command=["python", "finetune.py"],
+        objectives={"eval_loss": "minimize", "token_f1": "maximize"},
+        flags=given_flags(words),
+        trial_flags={"do_eval": True, "do_predict": True, "test_split": "validation", "max_new_tokens": 2},
+        stages=[STAGES[0] | {"trials": 1}, {"name": "lora", "from": "base", "trials": 1, "space": {"lora_r": [2, 4]}}],
+    )
+    run_sweep(read_plan(plan, {}))
+    record = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert states(record) == {"complete": 2}
+    lora = record["stages"][1]["trials"][0]
+    assert json.loads((Path(lora["folder"]) / "metrics.json").read_text())["eval_loss"] == lora["values"]["eval_loss"]
+    assert (
+        json.loads((Path(lora["folder"]) / "run.json").read_text())["arguments"]["lora_r"] == lora["params"]["lora_r"]
+    )
 
 
 def worker(plan: Path) -> subprocess.Popen:

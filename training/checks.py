@@ -34,8 +34,9 @@ def _writes_to_data(flags: Namespace, machine: Machine) -> bool:
 CHECKS = (
     Check(
         "no model",
-        lambda f, m: f.stage == "qa" and not f.model_name_or_path and not f.init_from,
-        "No model was named. Pass --model_name_or_path (a Hub id or a folder) or --init_from (an earlier output).",
+        lambda f, m: f.stage in ("qa", "align") and not f.model_name_or_path and not f.init_from,
+        "No model was named. Pass --model_name_or_path (a Hub id or a folder; --stage align reads texts by its "
+        "tokenizer) or --init_from (an earlier output).",
     ),
     Check(
         "no data",
@@ -51,8 +52,8 @@ CHECKS = (
     ),
     Check(
         "several data sets",
-        lambda f, m: f.stage == "qa" and len(f.data_path or []) > 1,
-        "--stage qa trains on one data set, --data_path {data_path} are several. Give one of them, or join them.",
+        lambda f, m: f.stage in ("qa", "align", "graph") and len(f.data_path or []) > 1,
+        "--stage {stage} trains on one data set, --data_path {data_path} are several. Give one of them, or join them.",
     ),
     Check(
         "file instead of a graph",
@@ -60,22 +61,43 @@ CHECKS = (
         "--stage {stage} reads dataset folders, --data_path {data_path} is a file. Give the folder that holds graph/.",
     ),
     Check(
-        "language model of a graph retriever",
-        lambda f, m: f.stage != "qa" and f.model_name_or_path,
+        "language model of a stage without one",
+        lambda f, m: f.stage not in ("qa", "align") and f.model_name_or_path,
         "--model_name_or_path {model_name_or_path} names a language model, which --stage {stage} has none of. Leave "
         "it out; --init_from starts from an earlier output.",
     ),
     Check(
         "items that are batches",
-        lambda f, m: f.stage != "qa" and (f.per_device_train_batch_size, f.per_device_eval_batch_size) != (1, 1),
-        "--stage {stage} reads one batch at a time. Set --questions_per_batch, and leave "
-        "--per_device_train_batch_size and --per_device_eval_batch_size out.",
+        lambda f, m: (
+            f.stage not in ("qa", "align")
+            and (f.per_device_train_batch_size, f.per_device_eval_batch_size) != (1, 1)
+        ),
+        "--stage {stage} reads one batch at a time. Set --questions_per_batch, or --nodes_per_batch of --stage graph, "
+        "and leave --per_device_train_batch_size and --per_device_eval_batch_size out.",
     ),
     Check(
         "questions per batch",
         lambda f, m: f.questions_per_batch < 1 or f.num_negatives < 0,
         "--questions_per_batch {questions_per_batch} and --num_negatives {num_negatives} cannot both be used. The "
         "first must be 1 or more, the second 0 (every node) or more.",
+    ),
+    Check(
+        "nodes per batch",
+        lambda f, m: f.nodes_per_batch < 1 or f.neighbours_per_node < 0,
+        "--nodes_per_batch {nodes_per_batch} and --neighbours_per_node {neighbours_per_node} cannot both be used. The "
+        "first must be 1 or more, the second 0 (all neighbours) or more.",
+    ),
+    Check(
+        "divided encoder",
+        lambda f, m: f.stage == "graph" and (f.deepspeed or f.fsdp),
+        "--stage graph trains an encoder of a few million weights, which nothing needs to divide: it runs in one "
+        "process or under torchrun. Leave --deepspeed and --fsdp out.",
+    ),
+    Check(
+        "node states on the Hub",
+        lambda f, m: f.stage == "graph" and f.push_to_hub,
+        "--stage graph makes vectors of one graph's nodes, which say nothing without it: nothing to push. Push "
+        "what is trained on them, and leave --push_to_hub out here.",
     ),
     *ENGINE_CHECKS,
     Check(
@@ -88,6 +110,12 @@ CHECKS = (
         "best model without evaluation",
         lambda f, m: f.load_best_model_at_end and f.eval_strategy == "no",
         "--load_best_model_at_end needs evaluations to compare. Set --eval_strategy to the value of --save_strategy.",
+    ),
+    Check(
+        "read-out of an alignment",
+        lambda f, m: f.stage == "align" and f.graph_readout not in (None, "qformer"),
+        "--stage align trains a Q-Former, and --graph_readout {graph_readout} has none: it is trained in --stage qa "
+        "alone. Leave the flag out.",
     ),
     Check(
         "unused columns",

@@ -69,6 +69,11 @@ def base_of(arguments: Arguments) -> tuple[str, str | None]:
     Local folders come as absolute paths. --model_revision goes before the revision that --init_from names.
     """
     name, revision = arguments.model.model_name_or_path, arguments.model.model_revision
+    if name is None and arguments.alignment:
+        raise ValueError(
+            f"--init_from {arguments.alignment} holds a reader of graphs and no language model. Pass "
+            "--model_name_or_path as well."
+        )
     if name is None:
         config = GraphLLMConfig.from_pretrained(arguments.run.init_from)
         name, revision = config.text_model_name_or_path, revision or config.text_model_revision
@@ -83,7 +88,7 @@ def load_tokenizer(arguments: Arguments) -> tuple[PreTrainedTokenizerBase, PreTr
     Raises:
         ValueError: the model cannot be had.
     """
-    start = arguments.run.init_from
+    start = arguments.earlier
     if start:
         with explained(start):
             return AutoTokenizer.from_pretrained(start), GraphLLMConfig.from_pretrained(start).text_config

@@ -14,7 +14,7 @@ from training.machine import Machine
 
 @dataclass
 class RunArguments:
-    stage: Literal["qa", "gfm_pretrain", "gfm_finetune"] = HfArg(
+    stage: Literal["qa", "align", "graph", "gfm_pretrain", "gfm_finetune"] = HfArg(
         default="qa", help="What is trained: see training/stages.py."
     )
     init_from: str | None = HfArg(default=None, help="Output folder of a run whose weights this one starts from.")
@@ -65,9 +65,24 @@ class GraphArguments:
     graph_norm: str | None = HfArg(default=None, help="layer or graph.")
     graph_aggregations: list[str] | None = HfArg(default=None, help="Of mpnn: any of sum max mean var.")
     graph_bidirectional: bool | None = HfArg(default=None, help="True or False: messages also against the edges.")
-    graph_readout: str | None = HfArg(default=None, help="mean (a fixed number of tokens) or nodes (one per node).")
-    num_graph_tokens: int | None = HfArg(default=None, help="Tokens of one graph with readout mean.")
-    max_graph_nodes: int | None = HfArg(default=None, help="Most nodes that become tokens with readout nodes.")
+    graph_readout: str | None = HfArg(
+        default=None, help="mean (a fixed number of tokens), nodes (one per node), qformer (learned queries), ho or "
+        "nd (the neighbourhood of the first node, hop by hop or as a tree, without parameters)."
+    )  # fmt: skip
+    num_graph_tokens: int | None = HfArg(default=None, help="Of one graph: readout mean 8, qformer 32, ho 5, nd 111.")
+    max_graph_nodes: int | None = HfArg(default=None, help="Most nodes that readout nodes and qformer look at.")
+    qformer_dim: int | None = HfArg(default=None, help="Width of the Q-Former.")
+    qformer_num_layers: int | None = HfArg(default=None, help="Its layers.")
+    qformer_num_heads: int | None = HfArg(default=None, help="Its attention heads.")
+    qformer_intermediate_dim: int | None = HfArg(default=None, help="Inner width of its feed-forward networks.")
+    qformer_dropout: float | None = HfArg(default=None, help="Its dropout.")
+    cross_attention_every: int | None = HfArg(default=None, help="Every so many of its layers read the graph.")
+    state_layers: str | None = HfArg(
+        default=None, help="Of the qformer: last (a node has one state) or all (one after each layer of the encoder)."
+    )
+    states_per_vector: int | None = HfArg(
+        default=None, help="Linear images of each state that queries choose from; above 1 where graphs have one node."
+    )
     graph_projector: str | None = HfArg(default=None, help="mlp, ffn or linear.")
     projector_hidden_dim: int | None = HfArg(default=None, help="Inner width of the projector.")
     projector_dropout: float | None = HfArg(default=None, help="Dropout of the ffn projector.")
@@ -170,6 +185,23 @@ class DataArguments:
         if self.context or not conversations.is_file() or (Path(path) / "graph").exists():
             return path
         return str(conversations)
+
+
+@dataclass
+class AlignArguments:
+    """Of the stage align; the Q-Former's own shape is a matter of the graph's flags."""
+
+    align_text_tokens: int = HfArg(default=512, help="Longest text, in tokens; the end of a longer one is not read.")
+    align_dim: int = HfArg(default=256, help="Width of the space that graphs and texts share.")
+    align_temperature: float = HfArg(default=0.07, help="That similarities are divided by at first; it is learned.")
+    align_smoothing: float = HfArg(default=0.1, help="Share of the contrast's targets that is spread over all pairs.")
+    contrastive_weight: float = HfArg(default=1.0, help="Of telling a pair from all others; 0 leaves it out.")
+    matching_weight: float = HfArg(default=1.0, help="Of telling a pair from hard negatives; 0 leaves it out.")
+    captioning_weight: float = HfArg(default=1.0, help="Of writing the text of a graph; 0 leaves it out.")
+    qformer_init: Literal["random", "bert"] = HfArg(
+        default="random", help="What the Q-Former starts as: random weights, or those of the BERT that "
+        "--model_name_or_path names."
+    )
 
 
 @dataclass

@@ -3,11 +3,12 @@
     python -m training.sweep configs/sweep_demo.yaml
     python -m training.sweep configs/sweep.yaml --model_name_or_path M --data_path D     any flag of finetune.py
 
-Each further process started with the same words is one more worker. A sweep that was stopped, or killed, goes on by the
-same words: what was trained is not trained again. It writes sweep.json and a best_STAGE.yaml that finetune.py takes.
+Each further process started with the same words is one more worker. A sweep that was stopped, or killed, goes on by
+the same words: what was trained is not trained again. It writes sweep.json and a best_STAGE.yaml for finetune.py.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import logging
 import signal
@@ -17,11 +18,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from training.sweep_plan import Flags, Plan, Stage, read_plan
+from training.sweep_plan import Flags, Plan, read_plan
 
 if TYPE_CHECKING:
     from training.sweep_study import StageStudy
@@ -61,15 +61,23 @@ def given_flags(words: Sequence[str]) -> Flags:
     for word in words:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            given[name] = [yaml.safe_load(value)] if equals else []
+            given[name] = [typed(value)] if equals else []
         elif not name:
             raise ValueError(f"{word!r} stands behind no flag. The YAML file of the sweep comes first, alone.")
         else:
-            given[name].append(yaml.safe_load(word))
+            given[name].append(typed(word))
     empty = [name for name, values in given.items() if not values]
     if empty:
         raise ValueError(f"--{empty[0]} was given without a value.")
     return {name: values[0] if len(values) == 1 else values for name, values in given.items()}
+
+
+def typed(word: str) -> int | float | str:
+    """A number where the word is one, else the word: YAML would make a truth value of `no`."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(word)
+    return word
 
 
 def run_sweep(plan: Plan) -> Path:

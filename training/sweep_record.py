@@ -1,15 +1,11 @@
 """What a sweep leaves: sweep.json for its page, best_STAGE.yaml and best.yaml for finetune.py."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_processor.schema import whole_lines, write_json
 from training.sweep_plan import Flags, Plan, Stage
-from training.sweep_study import WORDS, StageStudy
+from training.sweep_study import WORDS, FrozenTrial, StageStudy
 from training.sweep_trial import trial_folder, write_flags
-
-if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
 
 RECORD = "sweep.json"
 
@@ -28,7 +24,7 @@ def stage_record(study: StageStudy, flags: Flags) -> dict[str, Any]:
     }
 
 
-def trial_record(study: StageStudy, trial: "FrozenTrial", in_front: bool) -> dict[str, Any]:
+def trial_record(study: StageStudy, trial: FrozenTrial, in_front: bool) -> dict[str, Any]:
     """A trial with its values, and what its log says of each evaluation."""
     folder = trial_folder(study.plan, study.stage.name, trial.number)
     names = [name for name in study.plan.objectives if name.startswith("eval_")]
@@ -56,7 +52,7 @@ def write_sweep(plan: Plan, study: StageStudy, stages: list[dict[str, Any]]) -> 
         write_json(plan.output_dir / RECORD, record)
 
 
-def told(plan: Plan, stage: Stage, best: "FrozenTrial") -> str:
+def told(plan: Plan, stage: Stage, best: FrozenTrial) -> str:
     """One line about the best trial of a stage."""
     figures = ", ".join(f"{name} {value:.4g}" for name, value in zip(plan.objectives, best.values, strict=True))
     return f"Trial {best.number} of stage {stage.name} of {plan.file}: {figures}."

@@ -56,7 +56,7 @@ class Outcome:
 
 
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-WORDS = {state: word for word, state in STATES.items()} | {TrialState.RUNNING: "running", TrialState.WAITING: "waiting"}
+WORDS = {state: word for word, state in STATES.items()} | {TrialState.RUNNING: "running"}
 
 
 class KernelLock:
@@ -185,7 +185,7 @@ class StageStudy:
             for one in self.trials():
                 lock = take(self.lock_of(one.number)) if one.state == TrialState.RUNNING else None
                 if lock is not None:
-                    logger.info("%s trial %d was left by a worker that is gone; going on.", self.stage.name, one.number)
+                    logger.info("%s trial %d was left by a worker that is gone.", self.stage.name, one.number)
                     return self.claimed(self.resumed(one.number), lock, len(one.intermediate_values))
             number = len(self.trials())
             if number >= self.stage.trials:

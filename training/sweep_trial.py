@@ -20,7 +20,6 @@ from training.sweep_study import Claim, Outcome, StageStudy
 
 POLL = 0.5  # seconds between two looks at a running trial
 PATIENCE = 20  # seconds that a stopped process has to end by itself
-OUTPUT = "train.log"  # what finetune.py printed
 
 
 def trial_folder(plan: Plan, stage: str, number: int) -> Path:
@@ -44,13 +43,13 @@ def run_trial(study: StageStudy, claim: Claim, flags: Flags) -> Outcome:
     folder = trial_folder(study.plan, study.stage.name, claim.number)
     began = time.monotonic()
     if not (folder / "metrics.json").is_file():
-        config = folder / "config.yaml"
+        config, output = folder.with_suffix(".yaml"), folder.with_suffix(".log")  # the folder is finetune.py's own
         write_flags(config, flags | claim.params | {"output_dir": str(folder)}, f"Trial {claim.number} of a sweep.")
-        with started([*study.plan.command, str(config)], folder / OUTPUT, claim.lock) as process:
+        with started([*study.plan.command, str(config)], output, claim.lock) as process:
             if watch(study, claim, folder, process):
                 return Outcome("pruned", reason="worse than the median of the others", minutes=minutes(began))
         if process.returncode:
-            return Outcome("failed", reason=why(folder / OUTPUT, process.returncode), minutes=minutes(began))
+            return Outcome("failed", reason=why(output, process.returncode), minutes=minutes(began))
     return measured(study.plan, folder, minutes(began))
 
 
@@ -122,11 +121,11 @@ def measured(plan: Plan, folder: Path, took: float) -> Outcome:
     absent = [name for name in plan.objectives if name not in metrics]
     if absent:
         raise ValueError(
-            f"{folder}/metrics.json has no {absent[0]!r}. It has: {', '.join(sorted(metrics))}. Correct the objectives "
-            "or the flags (do_eval, do_predict), and remove the sweep's folder."
+            f"{folder}/metrics.json has no {absent[0]!r}. It has: {', '.join(sorted(metrics))}. Correct the "
+            "objectives or the flags (do_eval, do_predict), and remove the sweep's folder."
         )
-    values = tuple(float(metrics[name]) for name in plan.objectives)
-    broken = [f"{name} is {value}" for name, value in zip(plan.objectives, values, strict=True) if not math.isfinite(value)]
+    values = {name: float(metrics[name]) for name in plan.objectives}
+    broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if broken:
         return Outcome("failed", reason=", ".join(broken), minutes=took)
-    return Outcome("complete", values, minutes=took)
+    return Outcome("complete", tuple(values.values()), minutes=took)
