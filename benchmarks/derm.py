@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,7 +28,6 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import finetune
 from data_processor.schema import write_json
-from evaluation.__main__ import main as evaluation
 from evaluation.metrics import score
 from evaluation.report import compare, read_predictions
 from evaluation.significance import beyond_chance
@@ -158,7 +158,8 @@ def main(argv: list[str] | None = None) -> None:
                 metrics = train(folder, run, arguments.data, arguments.encoder, more, rag)
                 found[run.name] = figures(run, metrics, arguments.encoder)
     said = {pair: text for model in models for pair, text in differences(work, model, arguments.encoder).items()}
-    evaluation(["report", *(str(work / name) for name in found), "--output", str(work / "report.html")])
+    report = ["-m", "evaluation", "report", *(str(work / name) for name in found)]
+    subprocess.run([sys.executable, *report, "--output", str(work / "report.html")], check=True)
     write_json(arguments.json, {
         "command": shlex.join(["python", *sys.argv]),
         "commit": commit(),
