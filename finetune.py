@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     metrics["minutes"] = (time.perf_counter() - started) / 60
     if trainer.is_world_process_zero():
         write_metrics(arguments.training.output_dir, metrics)
-        if arguments.training.do_train:
+        if arguments.training.do_train and stage.published:
             write_card(arguments.training.output_dir)
         publish_output(arguments)
     return metrics

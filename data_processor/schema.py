@@ -67,11 +67,25 @@ class QAPair:
 
 @dataclasses.dataclass(frozen=True)
 class NodeSummary:
-    """What a language model wrote about a node: its own text in brief, and what its neighbours have in common."""
+    """What a language model wrote about a node: its own text in brief with key words, its neighbours in brief, and
+    what it has in common with them.
+
+    `neighbour_nodes` are the neighbours that were shown; a node of `split` "validation" or "test" is not trained on.
+    """
 
     node: int
     summary: str
     neighbours: str | None = None
+    common: str | None = None
+    key_words: tuple[str, ...] = ()
+    neighbour_nodes: tuple[int, ...] = ()
+    split: str = "train"
+
+    @property
+    def text(self) -> str:
+        """All of it, a part a line: what the node's graph is aligned with."""
+        parts = [self.summary, ", ".join(self.key_words), self.neighbours, self.common]
+        return "\n".join(part for part in parts if part)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """Commands of the evaluation room: answers first, scores from the file of answers.
 
     python -m evaluation generate --model M --data D --split test --output P [--ablate zero] [--append_retrieved 20]
+    python -m evaluation generate --model M --data questions.csv --columns question=Q answer=A --output P
     python -m evaluation generate --model M --data conversations.jsonl --output P
     python -m evaluation score --predictions P --output J [--data D --split test] [--metrics rouge bleu ...]
     python -m evaluation compare A B --output J
@@ -22,17 +23,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_processor.schema import Rejected, write_json
+from data_processor.schema import write_json
 from evaluation.ablations import ABLATIONS
-from evaluation.demo import demo_metrics, demo_predictions
+from evaluation.demo import demo_metrics, demo_predictions, translator_metrics, translator_predictions
 from evaluation.judge_command import add_judge_commands
 from evaluation.report import ASKED, verdict
 from evaluation.report_command import add_report_command
 from evaluation.score_command import add_score_commands, questions_of
-from evaluation.trained import longest_prompt, shown_in_training, trained_with
+from evaluation.trained import CONTEXTS, longest_prompt, trained_with
 
 if TYPE_CHECKING:
-    from data_processor.dataset import ConversationDataset, GraphQADataset
+    from data_processor.dataset import GraphQADataset
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +59,16 @@ def parser() -> argparse.ArgumentParser:
     add_score_commands(commands)
     add_report_command(commands)
     add_judge_commands(commands)
-    demo = _command(commands, "demo", run_demo, "the demonstration's table and three answers")
+    demo = _command(commands, "demo", run_demo, "a demonstration's table and three answers")
+    demo.add_argument("--alignment", type=Path, help="the Translator's: the output of its stage 1")
     demo.add_argument("--model", required=True)
     demo.add_argument("--data", type=Path, required=True)
     demo.add_argument("--output", type=Path, required=True, help="metrics.json to write")
     demo.add_argument("--started", type=float, default=time.time(), help="when the demonstration began, epoch seconds")
     demo.add_argument("--batch_size", type=int, default=32)
     demo.add_argument("--result", type=Path, help="also record the table with commit and machine in this file")
-    demo.set_defaults(split="test", text_style=None, max_text_tokens=None)
+    demo.set_defaults(split="test", text_style=None, max_text_tokens=None, context=None, columns=None)
+    demo.set_defaults(documents=None, document_encoder=None, top_documents=None)
     demo.set_defaults(device="cpu", device_map=None, load_in_4bit=False)
     return whole
 
@@ -80,8 +83,13 @@ def _add_generate(commands: Any) -> None:
     command = _command(commands, "generate", run_generate, "a model's answers -> predictions.jsonl")
     command.add_argument("--model", required=True, help="folder or repository")
     command.add_argument("--data", type=Path, required=True,
-                         help="folder with graph/, qa/ and subgraphs/, or a file of conversations, JSON or JSONL")
-    command.add_argument("--split", default="test", help="of a folder")
+                         help="folder with graph/, qa/ and subgraphs/, table, name on the Hub, or conversations")
+    command.add_argument("--split", default="test", help="of a folder, a data set of the Hub, or the training's table")
+    command.add_argument("--columns", nargs="+", metavar="ROLE=COLUMN", help="of a table; default: as in training")
+    command.add_argument("--context", choices=CONTEXTS, help="what stands beside questions; default: as in training")
+    command.add_argument("--documents", help="of --context documents: folder of texts or documents.jsonl")
+    command.add_argument("--document_encoder", help="what embeds them; default: as in training")
+    command.add_argument("--top_documents", type=int, help="chunks that are shown; default: as in training")
     command.add_argument("--output", type=Path, required=True, help="predictions.jsonl to write")
     command.add_argument("--ablate", choices=ABLATIONS, default="none", help="what is taken away from the model")
     command.add_argument("--append_retrieved", type=int, default=0, metavar="K",
@@ -124,38 +132,10 @@ def load(arguments: argparse.Namespace, trained: Row) -> tuple[Any, Any]:
     return loaded, GraphLLMProcessor.from_pretrained(arguments.model)
 
 
-def open_dataset(
-    arguments: argparse.Namespace, processor: Any, trained: Row
-) -> "GraphQADataset | ConversationDataset":
-    """The questions, with graphs and text as the model saw them in training where flags do not say otherwise."""
-    from data_processor.dataset import GraphQADataset
-
-    if arguments.data.is_file():
-        return _conversations(arguments)
-    return GraphQADataset(
-        arguments.data,
-        arguments.split,
-        tokenizer=processor.tokenizer,
-        **shown_in_training(trained, arguments.text_style, arguments.max_text_tokens),
-    )
-
-
-def _conversations(arguments: argparse.Namespace) -> "ConversationDataset":
-    from data_processor.dataset import ConversationDataset
-    from data_processor.importers.conversations import iter_conversations
-
-    if arguments.append_retrieved:
-        raise ValueError(f"{arguments.data} holds conversations: no node was retrieved. Leave --append_retrieved out.")
-    with Rejected(arguments.output.with_name(f"rejected_{arguments.output.name}")) as rejected:
-        rows = list(iter_conversations(arguments.data, rejected))
-    if rejected.count:
-        logger.warning("%d rows of %s left out, reasons in %s", rejected.count, arguments.data, rejected.path)
-    return ConversationDataset(rows, arguments.data)
-
-
 def run_generate(arguments: argparse.Namespace) -> None:
     """`generate`: asks the model and writes predictions.jsonl."""
     from evaluation.generation import generate_predictions
+    from evaluation.opening import open_dataset
 
     names = ("output", "batch_size", "max_new_tokens", "ablate", "num_beams", "max_length", "seed")
     settings = {name: vars(arguments)[name] for name in names}
@@ -204,31 +184,39 @@ def _retrieved_names(dataset: "GraphQADataset", count: int) -> Callable[[str], l
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
-    """Reloads the demonstration's model, asks it everything with and without its graphs, writes the table."""
+    """Reloads a demonstration's model, asks it everything with and without its graphs, writes the table."""
+    from evaluation.opening import open_dataset
+
     trained = trained_with(arguments.model)
     model, processor = load(arguments, trained)
     dataset = open_dataset(arguments, processor, trained)
-    predictions = demo_predictions(model, processor, dataset, arguments.output.parent, arguments.batch_size)
+    asked = model, processor, dataset, arguments.output.parent, arguments.batch_size
+    train, translator = questions_of(arguments.data, "train"), arguments.alignment is not None
+    predictions = translator_predictions(*asked) if translator else demo_predictions(*asked)
+    if translator:
+        metrics = translator_metrics(predictions, train, arguments.alignment)
+    else:
+        metrics = demo_metrics(predictions, train)
     note_asked(arguments)
-    metrics = demo_metrics(predictions, questions_of(arguments.data, "train"))
     metrics["minutes"] = (time.time() - arguments.started) / 60
     write_json(arguments.output, metrics)
     if arguments.result:
-        write_json(arguments.result, demo_record(arguments.result, metrics))
+        shell = "train_translator" if translator else "finetune_lora_ds"
+        write_json(arguments.result, demo_record(arguments.result, metrics, shell))
     for name, value in metrics.items():
         print(f"{name:36} {value:.3f}")
-    for ablate in ("question_only", "zero", "shuffle"):
+    for ablate in [one for one in predictions if one != "none"]:
         print(verdict(predictions["none"], predictions[ablate], ablate))
     for row in predictions["none"][:: len(dataset) // 3][:3]:
         print(f"\n{row['question']}\n  answer: {row['prediction']}\n  gold:   {' | '.join(row['answers'])}")
 
 
-def demo_record(path: Path, metrics: dict[str, float]) -> Row:
+def demo_record(path: Path, metrics: dict[str, float], shell: str) -> Row:
     """The table as results/ keeps it."""
     from training.record import commit
 
     return {
-        "command": f"RESULT={path} bash shells/finetune_lora_ds.sh",
+        "command": f"RESULT={path} bash shells/{shell}.sh",
         "commit": commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, one process on the CPU",
         "minutes": round(metrics["minutes"], 2),

@@ -78,8 +78,8 @@ def stark_scores(scored: dict[int, float], answers: Sequence[int], candidates: n
     """The official protocol of STaRK for one query: every candidate has a score, those not scored one less than all.
 
     Candidates of equal score are ranked answers last, so that ties gain nothing; in nDCG they share their discounts
-    (McSherry and Najork 2008). The official evaluator does the same in nDCG and leaves ties elsewhere to its sort. With
-    torchmetrics 1.9 it also finds no answer whose score is 0 or less; here the order alone counts.
+    (McSherry and Najork 2008). The official evaluator does the same in nDCG and leaves ties elsewhere to its sort;
+    with torchmetrics 1.9 it also finds no answer whose score is 0 or less, where here the order alone counts.
 
     Args:
         scored: candidate id -> score; others of the ids count as not scored.

@@ -81,7 +81,7 @@ def judged(gains: dict[str, float], metric: str) -> tuple[str, float]:
 def beyond_chance(gains: dict[str, float], metric: str, count: int) -> str:
     """One sentence on a metric of `report.compare`: the gain, its interval, and whether it is beyond chance.
 
-    Judged by McNemar's test where a metric is 0 or 1, by the permutation test otherwise, at LEVEL.
+    Judged at LEVEL.
 
     Args:
         gains: what `compare` returned. metric: one of its metrics. count: of the questions.

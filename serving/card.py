@@ -10,6 +10,7 @@ import yaml
 from data_processor.schema import atomic_write
 from evaluation.metrics import score
 from evaluation.report import read_predictions
+from modeling_aligner import GraphAlignerConfig
 from modeling_gfm import GFMConfig
 from modeling_graphllm import GraphLLMConfig
 
@@ -25,8 +26,15 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 model = AutoModel.from_pretrained({where}, trust_remote_code=True)
 graph = get_class_from_dynamic_module("modeling_gfm.GFMGraph", {where})
 model.attach_graphs([graph.from_arrays([[0, 0, 1], [1, 0, 2]], num_nodes=3, num_relations=1{embeds})])"""
+LOAD_ALIGNER = """from modeling_aligner import GraphAligner
+model = GraphAligner.from_pretrained({where})"""
 NOT_QUALITY = ("_runtime", "_per_second", "_per_s", "total_flos", "epoch", "minutes")  # how long it took is no result
 NOT_QUALITY += ("parameters", "parameters_trained", "weight_bytes", "tokens", "peak_gib", "mfu")
+NEEDS_PACKAGES = (
+    "It needs the packages torch_geometric and peft, and `trust_remote_code=True` runs the Python files of this "
+    "folder: read them first."
+)
+NEEDS_PROJECT = "It needs GraphLLM, whose `finetune.py --init_from` gives a language model what was aligned here."
 SETTINGS = (
     "stage", "use_lora", "q_lora", "lora_r", "lora_alpha", "freeze_lm", "use_graph", "use_text", "text_style",
     "learning_rate", "graph_learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -77,8 +85,7 @@ def card(
         f"# {name}",
         about(config),
         f"```python\n{loading(config, where)}\n```",
-        "It needs the packages torch_geometric and peft, and `trust_remote_code=True` runs the Python files of this "
-        "folder: read them first.",
+        NEEDS_PROJECT if isinstance(config, GraphAlignerConfig) else NEEDS_PACKAGES,
         *section("Base model", [base_line(config, record)] if isinstance(config, GraphLLMConfig) else []),
         *section("Data", data_lines(record)),
         *section("Results", metrics_table(metrics)),
@@ -93,14 +100,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def read_config(folder: Path) -> GraphLLMConfig | GFMConfig:
-    """The configuration of a language model that reads graphs, or of a graph retriever.
+def read_config(folder: Path) -> GraphLLMConfig | GFMConfig | GraphAlignerConfig:
+    """The configuration of a language model that reads graphs, of a graph retriever, or of an alignment.
 
     Raises:
-        ValueError: the folder holds neither.
+        ValueError: the folder holds none of them.
     """
     kind = read_json(folder / "config.json").get("model_type")
-    kinds = {one.model_type: one for one in (GraphLLMConfig, GFMConfig)}
+    kinds = {one.model_type: one for one in (GraphLLMConfig, GFMConfig, GraphAlignerConfig)}
     if kind not in kinds:
         found = "no config.json" if kind is None else f"a model of type {kind!r}"
         raise ValueError(f"{folder} holds {found}. Give a folder that finetune.py wrote (--output_dir).")
@@ -133,8 +140,15 @@ def base_name(config: GraphLLMConfig, record: dict[str, Any]) -> str | None:
     return source if is_name else None
 
 
-def about(config: GraphLLMConfig | GFMConfig) -> str:
+def about(config: GraphLLMConfig | GFMConfig | GraphAlignerConfig) -> str:
     """One paragraph: what the model is."""
+    if isinstance(config, GraphAlignerConfig):
+        graph = config.graph_config
+        return (
+            f"A graph encoder ({graph.encoder}) and a Q-Former of {graph.num_tokens} queries of width "
+            f"{graph.qformer_dim}, aligned with texts: the first stage of a language model that reads graphs. Node "
+            f"and edge features were made by `{config.feature_encoder}`; use the same for new graphs."
+        )
     if isinstance(config, GFMConfig):
         return (
             "A graph retriever: a question and its entities -> a score for every node and document of a graph. "
@@ -144,15 +158,17 @@ def about(config: GraphLLMConfig | GFMConfig) -> str:
         )
     graph = config.graph_config
     one_per_node = f"one token for each of at most {graph.max_nodes} nodes"
-    tokens = f"{graph.num_tokens} tokens a graph" if graph.readout == "mean" else one_per_node
+    tokens = f"{graph.num_tokens} tokens a graph" if graph.readout != "nodes" else one_per_node
     return (
         f"A language model that answers from graphs: {graph.encoder} encoder, {graph.projector} projector, {tokens}. "
         f"Node and edge features were made by `{config.feature_encoder}`; use the same for new graphs."
     )
 
 
-def loading(config: GraphLLMConfig | GFMConfig, where: str) -> str:
-    """Five lines that run: the vectors in them stand for those of the feature encoder."""
+def loading(config: GraphLLMConfig | GFMConfig | GraphAlignerConfig, where: str) -> str:
+    """Lines that run: the vectors in them stand for those of the feature encoder."""
+    if isinstance(config, GraphAlignerConfig):
+        return LOAD_ALIGNER.format(where=where)
     if isinstance(config, GFMConfig):
         read = config.relation_source == "text"
         return LOAD_RETRIEVER.format(
@@ -206,7 +222,8 @@ def data_names(record: dict[str, Any]) -> list[str]:
 def data_lines(record: dict[str, Any]) -> list[str]:
     """The data sets by their last names, and how much of each split was read."""
     arguments, names = record.get("arguments", {}), data_names(record)
-    unit = "rows" if arguments.get("stage") == "qa" else f"batches of {arguments.get('questions_per_batch')} questions"
+    rows = arguments.get("stage") in ("qa", "align")
+    unit = "rows" if rows else f"batches of {arguments.get('questions_per_batch')} questions"
     sizes = [f"{split}: {size:,} {unit}" for split, size in record.get("sizes", {}).items()]
     return [f"* {line}" for line in (", ".join(f"`{name}`" for name in names), *sizes) if line]
 

@@ -3,6 +3,7 @@
 import importlib.util
 from argparse import Namespace
 
+from training.alignments import is_alignment
 from training.deepspeed_file import deepspeed_config, zero_stage
 from training.engines import SHARDED, TAKES_FROM_BASE, asked_engine, offloads, refusal
 from training.machine import Check
@@ -124,7 +125,7 @@ ENGINE_CHECKS = (
     ),
     Check(
         "quantised with init_from",
-        lambda f, m: f.q_lora and f.init_from,
+        lambda f, m: f.q_lora and f.init_from and not is_alignment(f.init_from),
         "--q_lora quantises a base model when it is first loaded. Pass --model_name_or_path instead of --init_from.",
     ),
     Check(
