@@ -2,6 +2,7 @@
 
     python -m evaluation generate --model M --data D --split test --output P [--ablate zero] [--append_retrieved 20]
     python -m evaluation generate --model M --data conversations.jsonl --output P
+    python -m evaluation classify --model M --data D --split test --labels labels.txt --by likelihood --output P
     python -m evaluation score --predictions P --output J [--data D --split test]
     python -m evaluation compare A B --output J
     python -m evaluation report RUN... --output page.html
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_processor.schema import Rejected, read_jsonl, write_json
 from evaluation.ablations import ABLATIONS
+from evaluation.classify_command import add_classify, run_classify
 from evaluation.demo import demo_metrics, demo_predictions
 from evaluation.judge_command import add_judge_commands
 from evaluation.metrics import chance, majority_baseline, score
@@ -66,6 +68,9 @@ def parser() -> argparse.ArgumentParser:
     page.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a folder with predictions.jsonl, or a file")
     page.add_argument("--output", type=Path, required=True, help="page.html; page.md is written beside it")
     add_judge_commands(commands)
+    choice = _command(commands, "classify", run_classification, "one of some labels for every question, ranked")
+    _add_model(choice)
+    add_classify(choice)
     demo = _command(commands, "demo", run_demo, "the demonstration's table and three answers")
     demo.add_argument("--model", required=True)
     demo.add_argument("--data", type=Path, required=True)
@@ -86,7 +91,7 @@ def _command(commands: Any, name: str, run: Callable, text: str) -> argparse.Arg
 
 def _add_generate(commands: Any) -> None:
     command = _command(commands, "generate", run_generate, "a model's answers -> predictions.jsonl")
-    command.add_argument("--model", required=True, help="folder or repository")
+    _add_model(command)
     command.add_argument("--data", type=Path, required=True,
                          help="folder with graph/, qa/ and subgraphs/, or a file of conversations, JSON or JSONL")
     command.add_argument("--split", default="test", help="of a folder")
@@ -101,6 +106,10 @@ def _add_generate(commands: Any) -> None:
     command.add_argument("--text_style", choices=("triples", "tables"), help="default: as in training, else triples")
     command.add_argument("--max_text_tokens", type=int, help="budget of the graph's text; default: as in training")
     command.add_argument("--seed", type=int, default=0, help="of the shuffle")
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", required=True, help="folder or repository")
     place = command.add_mutually_exclusive_group()
     place.add_argument("--device", help="default: the GPU if there is one")
     place.add_argument("--device_map", help="`auto` divides the language model over all GPUs (not verified on a GPU)")
@@ -178,6 +187,17 @@ def run_generate(arguments: argparse.Namespace) -> None:
         generate_predictions(model, processor, dataset, **settings)
     if rank == 0:
         print(f"{len(dataset)} predictions in {arguments.output}")
+
+
+def run_classification(arguments: argparse.Namespace) -> None:
+    """`classify`: asks the model to choose a label, and writes predictions and metrics."""
+    with process_group() as rank:
+        trained = trained_with(arguments.model)
+        model, processor = load(arguments, trained)
+        longest = arguments.max_length or longest_prompt(model, trained, 0)
+        if arguments.by == "generation":
+            longest = arguments.max_length or longest_prompt(model, trained, arguments.max_new_tokens)
+        run_classify(arguments, model, processor, open_dataset(arguments, processor, trained), longest, rank == 0)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ LOST = {
     "zero": "the graph tokens are zeroed",
     "shuffle": "graphs are shuffled between samples",
     "no_text": "the graph's text is left out",
+    "no_graph": "the graph tokens are left out",
     "question_only": "graph and text are left out",
 }
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}
