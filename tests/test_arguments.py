@@ -183,7 +183,7 @@ ROWS = {
     "missing data": lambda t: ({"data_path": [str(t / "nowhere")]}, CPU),
     "several data sets": lambda t: ({"data_path": [str(t), str(t)]}, CPU),
     "file instead of a graph": lambda t: ({**RETRIEVER, "data_path": [str(t / "data.json")]}, CPU),
-    "language model of a graph retriever": lambda t: (
+    "language model of a stage without one": lambda t: (
         {**RETRIEVER, "data_path": [str(t)], "model_name_or_path": "m"},
         CPU,
     ),
