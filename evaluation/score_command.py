@@ -82,7 +82,7 @@ def questions_of(data: Path, split: str) -> list[Row]:
     """The questions of a split; ValueError if the folder has none."""
     path = data / "qa" / f"{split}.jsonl"
     if not path.is_file():
-        raise ValueError(f"--data {data} has no {path.name} in qa/. Give a dataset folder and --split, or leave it out.")
+        raise ValueError(f"--data {data} has no qa/{path.name}. Give a dataset folder and --split, or leave it out.")
     return [row for _, row in read_jsonl(path)]
 
 
