@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -29,11 +28,13 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 import finetune
 from data_processor.schema import write_json
 from evaluation.metrics import score
-from evaluation.report import compare, read_predictions
+from evaluation.report import compare, read_predictions, read_run
+from evaluation.report_page import write_report
 from evaluation.significance import beyond_chance
 from evaluation.text_metrics import TextModels, corpus_bleu, text_columns
 from training.record import commit
 
+NOTE = "Random weights of 128 x 2: these figures measure the machinery, not medicine."
 WORDS = 4000  # of the tokenizer
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 TEMPLATE = (
@@ -158,8 +159,7 @@ def main(argv: list[str] | None = None) -> None:
                 metrics = train(folder, run, arguments.data, arguments.encoder, more, rag)
                 found[run.name] = figures(run, metrics)
     said = {pair: text for model in models for pair, text in differences(work, model).items()}
-    report = ["-m", "evaluation", "report", *(str(work / name) for name in found)]
-    subprocess.run([sys.executable, *report, "--output", str(work / "report.html")], check=True)
+    write_report([read_run(work / name) for name in found], work / "report.html", f"MedQuAD's dermatology. {NOTE}")
     write_json(arguments.json, {
         "command": shlex.join(["python", *sys.argv]),
         "commit": commit(),
@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
         "minutes": (time.time() - begun) / 60,
         "processor_minutes": time.process_time() / 60,
         "seeds": [42],  # of data order and dropout: the Trainer's default
-        "note": "Random weights of 128 x 2: the figures measure the machinery, not medicine.",
+        "note": NOTE,
         "metrics": {f"{run}/{name}": value for run, row in found.items() for name, value in row.items()},
         "differences": said,
     })  # fmt: skip
@@ -182,7 +182,7 @@ def print_table(found: dict[str, dict[str, float]], said: dict[str, str]) -> Non
         print(f"{run:20}" + "".join(f"{row[name]:14.3f}" for name in names))
     for pair, text in said.items():
         print(f"{pair}: {text}")
-    print("Random weights: these figures measure the machinery, not medicine.")
+    print(NOTE)
 
 
 if __name__ == "__main__":
