@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -66,19 +67,20 @@ class Passages:
         self._cache = cache
         texts = [shown(chunk) for chunk in self.chunks]
         logger.info("%d chunks of documents are embedded by %s", len(texts), search.document_encoder)
-        self._index = build_index(self._embed(texts, "documents"), search.document_index)
+        self._index = build_index(self._embed(texts), search.document_index)
 
     def find(self, questions: Sequence[str]) -> list[list[str]]:
         """The texts of the nearest chunks of each question, best first."""
-        _, rows = self._index.search(self._embed(questions, "questions"), self.search.top_documents)  # (q, k)
+        _, rows = self._index.search(self._embed(questions), self.search.top_documents)  # (q, k)
         return [[shown(self.chunks[row]) for row in nearest if row >= 0] for nearest in rows.tolist()]
 
-    def _embed(self, texts: Sequence[str], name: str) -> np.ndarray:
+    def _embed(self, texts: Sequence[str]) -> np.ndarray:
         if self._cache is None:
             return self._encoder.encode(texts, progress=len(texts) > 1000)
-        path = self._cache / f"{name}.npy"
-        EmbeddingCache(self._cache, self._encoder, "float32").write_vectors(texts, len(texts), path, 256)
-        return np.array(read_npy(path))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "vectors.npy"
+            EmbeddingCache(self._cache, self._encoder, "float32").write_vectors(texts, len(texts), path, 256)
+            return np.array(read_npy(path))
 
 
 def read_chunks(search: DocumentSearch, data: Path) -> Iterator[Chunk]:
@@ -95,7 +97,7 @@ def read_documents(search: DocumentSearch, data: Path) -> Iterator[tuple[str, st
         if not path.exists():
             raise ValueError(f"--documents {path} does not exist. Give a folder of texts, a text or documents.jsonl.")
         documents = Documents(path)
-        for source in documents.sources():
+        for source in documents.sources(left_out):
             try:
                 yield source.id, source.title, list(documents.pieces(source))
             except ValueError as error:
@@ -109,6 +111,11 @@ def read_documents(search: DocumentSearch, data: Path) -> Iterator[tuple[str, st
         )
     for document in graph.documents(np.arange(graph.num_documents)):
         yield document.id, document.title, [document.text]
+
+
+def left_out(file: str, line: int, reason: str, row: Any) -> None:
+    """Says which text is no document, and why."""
+    logger.warning("%s:%d is left out of the documents: %s", file, line, reason)
 
 
 def shown(chunk: Chunk) -> str:

@@ -167,9 +167,9 @@ def usable_rows(split: Any, columns: Mapping[str, str], name: str, test: str | N
     rows, taken = [], set()
     for number, row in enumerate(split, start=1):
         values = {role: row[one] for role, one in columns.items()}
-        values |= {role: labels[one](row[one]) for role, one in columns.items() if one in labels}
         key = str(values.get("id", number))
         try:
+            values |= {role: labels[one](row[one]) for role, one in columns.items() if one in labels}
             if key in taken:
                 raise ValueError(f"the id {key!r} stands in an earlier row")
             pair = to_pair(key, values)
@@ -213,16 +213,15 @@ def open_table(
     train = table.train_split
     if train not in splits:
         raise ValueError(f"{path} has no split {train!r}. It has: {', '.join(splits)}. Name one with --train_split.")
-    there = splits[train].column_names
-    columns, column = column_map(table.columns, there, path), (table.test_rows or "").partition("=")[0]
-    if table.test_rows and column not in there:
-        has = ", ".join(there)
+    column = (table.test_rows or "").partition("=")[0]
+    if table.test_rows and column not in splits[train].column_names:
+        has = ", ".join(splits[train].column_names)
         raise ValueError(f"--test_rows {table.test_rows}: {path} has no column {column!r}. It has: {has}.")
+    own = {key: name for key, name in wanted.items() if name in splits and name != train} | {"train": train}
     rows = {}
-    for key, name in {**wanted, "train": train}.items():
-        if name in splits:
-            marked = table.test_rows if key == "train" else None
-            rows[key] = usable_rows(splits[name], columns, f"{path}:{name}", marked, rejected)
+    for key, name in own.items():
+        columns, marked = column_map(table.columns, splits[name].column_names, path), table.test_rows
+        rows[key] = usable_rows(splits[name], columns, f"{path}:{name}", marked if key == "train" else None, rejected)
     divided = divide(rows, table, bool(wanted.get("validation")))
     return {key: checked(divided, key, path, table) for key, name in wanted.items() if name}
 

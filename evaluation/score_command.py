@@ -79,8 +79,11 @@ def run_score(arguments: argparse.Namespace) -> None:
 
 
 def questions_of(data: Path, split: str) -> list[Row]:
-    """The questions of a split."""
-    return [row for _, row in read_jsonl(data / "qa" / f"{split}.jsonl")]
+    """The questions of a split; ValueError if the folder has none."""
+    path = data / "qa" / f"{split}.jsonl"
+    if not path.is_file():
+        raise ValueError(f"--data {data} has no qa/{path.name}. Give a dataset folder and --split, or leave it out.")
+    return [row for _, row in read_jsonl(path)]
 
 
 def run_compare(arguments: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Questions from CSV, JSON, Parquet and the Hub: columns by name, whole groups in one split, what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,11 @@ def test_class_labels_and_nested_columns_are_read_by_name(monkeypatch, tmp_path)
     (pairs,) = open_table("owner/name", table, {"train": "validation"}, Rejected(tmp_path / "r")).values()
     assert [(pair.answers, pair.type) for pair in pairs] == [(("yes",), "t"), (("no",), "u")]
     assert asked == [(("owner/name", "en"), {"revision": "v2"})]
+    more = {"context": ["x", "y", "z"], "label": [-1, 0, 1], "meta": [{"topic": "t"}] * 3}  # -1: hidden
+    there["validation"] = datasets.Dataset.from_dict(more, features=features)
+    with Rejected(tmp_path / "r") as rejected:  # a split that is trained on is not also tested on
+        both = open_table("owner/name", replace(table, test_size=1), {"train": "x", "test": "validation"}, rejected)
+    assert rejected.count == 1 and sorted(pair.id for pairs in both.values() for pair in pairs) == ["2", "3"]
 
 
 def test_what_cannot_be_read_is_one_sentence(files, tmp_path):
