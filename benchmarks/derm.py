@@ -18,6 +18,7 @@ import platform
 import shlex
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import finetune
 from data_processor.schema import write_json
-from evaluation.__main__ import main as evaluation
 from evaluation.metrics import score
-from evaluation.report import compare, read_predictions
+from evaluation.report import compare, read_predictions, read_run
+from evaluation.report_page import write_report
 from evaluation.significance import beyond_chance
 from evaluation.text_metrics import TextModels, corpus_bleu, text_columns
 from training.record import commit
@@ -157,7 +158,9 @@ def main(argv: list[str] | None = None) -> None:
                 metrics = train(folder, run, arguments.data, arguments.encoder, more, rag)
                 found[run.name] = figures(run, metrics, arguments.encoder)
     said = {pair: text for model in models for pair, text in differences(work, model, arguments.encoder).items()}
-    evaluation(["report", *(str(work / name) for name in found), "--output", str(work / "report.html")])
+    note = "Random weights of 128 x 2: the figures measure the machinery, not medicine."
+    more = partial(columns, encoder=arguments.encoder)
+    write_report([read_run(work / name) for name in found], work / "report.html", note=note, more=more)
     write_json(arguments.json, {
         "command": shlex.join(["python", *sys.argv]),
         "commit": commit(),
@@ -165,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
         "minutes": (time.time() - begun) / 60,
         "processor_minutes": time.process_time() / 60,
         "seeds": [42],  # of data order and dropout: the Trainer's default
-        "note": "Random weights of 128 x 2: the figures measure the machinery, not medicine.",
+        "note": note,
         "metrics": {f"{run}/{name}": value for run, row in found.items() for name, value in row.items()},
         "differences": said,
     })  # fmt: skip
