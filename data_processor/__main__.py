@@ -16,6 +16,7 @@ from data_processor.gfm_dataset import masked
 from data_processor.graph_store import KnowledgeGraph, embed_graph
 from data_processor.importers import IMPORTERS
 from data_processor.inspection import inspect_question
+from data_processor.link_questions import add_ask_links
 from data_processor.node_vectors import embed_with
 from data_processor.retrieval import METHODS
 from data_processor.retrieval.folder import link_folder, node_index, retrieve_folder
@@ -43,6 +44,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     add_graph_commands(commands)
     add_question_commands(commands)
+    add_ask_links(commands)
     add_collect(commands)
     add_extract(commands)
     return parser.parse_args(argv)
