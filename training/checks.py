@@ -57,7 +57,7 @@ CHECKS = (
         "--stage {stage} reads dataset folders, --data_path {data_path} is a file. Give the folder that holds graph/.",
     ),
     Check(
-        "language model of a stage without one",
+        "language model of a graph retriever",
         lambda f, m: f.stage != "qa" and f.model_name_or_path,
         "--model_name_or_path {model_name_or_path} names a language model, which --stage {stage} has none of. Leave "
         "it out; --init_from starts from an earlier output.",
