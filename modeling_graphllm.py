@@ -72,8 +72,11 @@ class GraphConfig(PreTrainedConfig):
         bidirectional: messages also flow against the edges; the features of a reversed edge are shifted by a learned
             vector.
         readout: `mean` over the nodes of a graph to `num_tokens` tokens; `nodes`: one token for each of its first
-            `max_nodes` nodes; `qformer`: `num_tokens` learned queries over the states of these nodes (`GraphQFormer`).
-        num_tokens: of one graph with `mean` (by default 8) and `qformer` (32).
+            `max_nodes` nodes; `qformer`: `num_tokens` learned queries over the states of these nodes (`GraphQFormer`);
+            `ho` and `nd`: the neighbourhood of its first node in a fixed order without parameters (LLaGA, arXiv
+            2402.08170, section 3.1), see `hop_states` and `tree_states`.
+        num_tokens: of one graph; by default 8 with `mean`, 32 with `qformer`, 5 with `ho` (four hops), 111 with `nd`
+            (ten neighbours and ten of each of them).
         projector: `linear`; `mlp` (Linear, sigmoid, Linear: G-Retriever); `ffn` (LayerNorm, Linear, GELU, dropout,
             Linear, dropout, LayerNorm whose weight starts at `projector_scale`: qlora_graphrag).
         projector_hidden_dim, projector_dropout, projector_scale: of the projector.
@@ -122,11 +125,11 @@ class GraphConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self.aggregations = self.aggregations or ["sum", "max", "mean", "var"]
-        self.num_tokens = self.num_tokens or (32 if self.readout == "qformer" else 8)
+        self.num_tokens = self.num_tokens or {"qformer": 32, "ho": 5, "nd": 111}.get(self.readout, 8)
         for name, value, allowed in (
             ("encoder", self.encoder, [*CONVOLUTIONS, "none"]),
             ("norm", self.norm, ["layer", "graph"]),
-            ("readout", self.readout, ["mean", "nodes", "qformer"]),
+            ("readout", self.readout, ["mean", "nodes", "qformer", "ho", "nd"]),
             ("projector", self.projector, ["linear", "mlp", "ffn"]),
             ("state_layers", self.state_layers, ["last", "all"] if self.readout == "qformer" else ["last"]),
         ):
@@ -139,6 +142,17 @@ class GraphConfig(PreTrainedConfig):
             )
         if self.readout == "qformer" and self.max_nodes * self.num_states * self.states_per_vector == 1:
             raise ValueError(ONE_STATE.format("max_nodes is 1"))
+
+        if self.readout == "nd" and 1 + self.branches + self.branches**2 != self.num_tokens:
+            raise ValueError(
+                f"readout nd is a tree of 1 + k + k * k nodes, and num_tokens {self.num_tokens} is no such number. "
+                "Choose 7, 21, 43, 73, 111 or leave it out."
+            )
+
+    @property
+    def branches(self) -> int:
+        """k of the tree of `nd`: 1 + k + k * k nodes."""
+        return round((self.num_tokens - 0.75) ** 0.5 - 0.5)
 
     @property
     def output_dim(self) -> int:
@@ -689,11 +703,21 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
         if graph_edge_features is not None:
             graph_edge_features = graph_edge_features.to(dtype)
         hidden = self.graph_encoder(graph_node_features.to(dtype), graph_edge_index, graph_edge_features, graph_batch)
-        vectors, graph_of_vector = self._read_out(hidden, graph_batch)
+        vectors, graph_of_vector = self._read_out(hidden, graph_edge_index, graph_batch)
         return self._drop_graphs(self.graph_projector(vectors, graph_of_vector), graph_of_vector)
 
-    def _read_out(self, hidden: Tensor, graph_batch: Tensor) -> tuple[Tensor, Tensor]:
-        """The vectors that become tokens, and the graph of each. (N, D), (N,) -> (M, D), (M,)"""
+    def _read_out(self, hidden: Tensor, edge_index: Tensor, graph_batch: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors that become tokens, and the graph of each. (N, D), (2, E), (N,) -> (M, D), (M,)"""
+        graph = self.config.graph_config
+        if graph.readout in ("ho", "nd"):
+            sizes = torch.bincount(graph_batch)  # (G,)
+            first = sizes.cumsum(0) - sizes
+            if graph.readout == "ho":
+                states = hop_states(hidden, edge_index, graph.num_tokens - 1)[first]  # (G, K, D)
+            else:
+                states = tree_states(hidden, edge_index, first, graph.branches, self.graph_encoder.null_node)
+            return states.flatten(0, 1), torch.arange(len(sizes), device=hidden.device).repeat_interleave(
+                graph.num_tokens)  # fmt: skip
         if self.config.graph_config.readout == "mean":
             # in float32: a count of ones in bfloat16 stops at 256 nodes
             pooled = scatter(hidden.float(), graph_batch, dim=0, reduce="mean").to(hidden.dtype)  # (G, D)
@@ -910,6 +934,50 @@ def first_nodes(graph_batch: Tensor, most: int) -> Tensor:
     sizes = torch.bincount(graph_batch)  # (G,)
     position = torch.arange(len(graph_batch), device=graph_batch.device) - (sizes.cumsum(0) - sizes)[graph_batch]
     return position < most
+
+
+def hop_states(hidden: Tensor, edge_index: Tensor, hops: int) -> Tensor:
+    r"""The states around each node, hop by hop, without parameters: LLaGA's hop-field overview.
+
+    .. math:: x^{(k)} = D^{-1/2} A D^{-1/2} x^{(k-1)}, \quad k = 1, \dots, K
+
+    with edges in both directions, each pair once, and no self-loops. A node without neighbours is zero from hop 1 on.
+
+    Shapes: (N, D), (2, E) -> (N, K + 1, D)
+    """
+    source, target = _both_ways(edge_index)
+    degree = torch.bincount(target, minlength=len(hidden)).clamp(min=1).to(hidden.dtype)
+    weight = (degree[source] * degree[target]).rsqrt().unsqueeze(-1)
+    states = [hidden]
+    for _ in range(hops):
+        states.append(torch.zeros_like(hidden).index_add(0, target, weight * states[-1][source]))
+    return torch.stack(states, dim=1)
+
+
+def tree_states(hidden: Tensor, edge_index: Tensor, roots: Tensor, branches: int, empty: Tensor) -> Tensor:
+    """The states of a node, its first k neighbours and their first k neighbours: LLaGA's neighbourhood detail.
+
+    Neighbours come in the order of their ids, in a retrieved subgraph the best first. Every tree has all places, so
+    that a token's place in the sequence says which it is; those without a node hold `empty`.
+
+    Shapes: (N, D), (2, E), (G,), k, (D,) -> (G, 1 + k + k * k, D)
+    """
+    source, target = _both_ways(edge_index)  # sorted by source, then by target
+    nodes = len(hidden)
+    counts = torch.bincount(source, minlength=nodes)
+    place = torch.arange(len(source), device=source.device) - (counts.cumsum(0) - counts)[source]
+    table = source.new_full((nodes + 1, branches), nodes)  # (N + 1, k) neighbours; N: none
+    kept = place < branches
+    table[source[kept], place[kept]] = target[kept]
+    near = table[roots]  # (G, k)
+    tree = torch.cat([roots.unsqueeze(1), near, table[near].flatten(1)], dim=1)
+    return torch.cat([hidden, empty.to(hidden.dtype).unsqueeze(0)])[tree]
+
+
+def _both_ways(edge_index: Tensor) -> Tensor:
+    """Edges in both directions, each pair once, without self-loops, sorted. (2, E) -> (2, E')"""
+    both = torch.cat([edge_index, edge_index.flip(0)], dim=1)
+    return torch.unique(both[:, both[0] != both[1]], dim=1)
 
 
 def _check_counts(placeholders: int, tokens: int) -> None:

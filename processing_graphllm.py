@@ -32,8 +32,8 @@ class GraphLLMProcessor(ProcessorMixin):
             embedding is never resized: the model masks the id before the look-up and puts graph features in its place.
         chat_template: Jinja template; by default the tokenizer's own.
         graph_token: the placeholder in the rendered text, one per graph.
-        num_graph_tokens: tokens that the model's read-out makes of one graph (`"mean"`, `"qformer"`).
-        graph_readout: `"mean"`, `"qformer"` (a fixed number of tokens a graph) or `"nodes"` (one per kept node).
+        num_graph_tokens: tokens that the model's read-out makes of one graph, unless it is `nodes`.
+        graph_readout: `"nodes"` (one token per kept node), or any other (a fixed number of tokens a graph).
         max_graph_nodes: nodes of a graph that get a token with `graph_readout="nodes"`; the first ones are kept.
         is_encoder_decoder: the answer goes to the decoder as `labels` instead of following the prompt in `input_ids`.
 
@@ -109,7 +109,7 @@ class GraphLLMProcessor(ProcessorMixin):
         """The special tokens that close an assistant's turn in this template: where `generate` must stop."""
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         closing = [i for i in self._encode_once(turns)["labels"] if i != IGNORE_INDEX]
-        return sorted({*closing} & {*self.tokenizer.all_special_ids})
+        return sorted({*closing} & {*self.tokenizer.all_special_ids} - {self.tokenizer.unk_token_id})
 
     # ---------------------------------------------------------------------------------------------- one example
     def encode(self, messages: list[Message], max_length: int | None = None) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from data_processor.gfm_dataset import masked
 from data_processor.graph_store import KnowledgeGraph, embed_graph
 from data_processor.importers import IMPORTERS
 from data_processor.inspection import inspect_question
+from data_processor.link_questions import add_ask_links
+from data_processor.node_vectors import embed_with
 from data_processor.produce_command import add_describe, add_export, add_produce
 from data_processor.retrieval import METHODS
 from data_processor.retrieval.folder import link_folder, node_index, retrieve_folder
@@ -43,6 +45,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     add_graph_commands(commands)
     add_question_commands(commands)
+    add_ask_links(commands)
     add_collect(commands)
     add_extract(commands)
     add_produce(commands)
@@ -73,6 +76,8 @@ def add_graph_commands(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--graph", type=Path, required=True, help="graph folder")
     command.add_argument("--encoder", default="hashing", help="hashing[:WIDTH], openai:MODEL@BASE_URL, or a "
                          "sentence-transformers name or folder (default: %(default)s)")  # fmt: skip
+    command.add_argument("--vectors", type=Path, help="instead of embedding: the nodes' vectors from .npy, .pt or "
+                         ".safetensors, one row a node, such as node_states.npy of --stage graph")  # fmt: skip
     command.add_argument("--batch_size", type=int, default=256)
     command.add_argument("--dtype", choices=("float16", "float32"), default="float16")
     command.add_argument("--edge_text", choices=EDGE_TEXTS, help="also a sentence an edge, by the names or the types "
@@ -142,6 +147,9 @@ def run_import(arguments: argparse.Namespace) -> str:
 def run_embed(arguments: argparse.Namespace) -> str:
     """Embeds a graph's texts; returns what was done."""
     KnowledgeGraph.open(arguments.graph)  # a missing graph is said before a model is loaded
+    if arguments.vectors is not None:
+        graph = embed_with(arguments.graph, arguments.vectors, arguments.dtype)
+        return f"node features {'x'.join(map(str, graph.node_features.shape))} of {arguments.vectors} in {graph.path}"
     encoder = load_encoder(arguments.encoder)
     graph = embed_graph(arguments.graph, encoder, arguments.batch_size, arguments.dtype, arguments.edge_text)
     shape = "x".join(map(str, graph.node_features.shape))

@@ -188,6 +188,12 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, row
 
 
+def whole_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a log of JSON lines that were written to their end; none where there is no file yet."""
+    text = Path(path).read_bytes() if Path(path).is_file() else b""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`: renamed to `path` when the block ends well, deleted when it fails."""

@@ -28,7 +28,8 @@ graph = get_class_from_dynamic_module("modeling_gfm.GFMGraph", {where})
 model.attach_graphs([graph.from_arrays([[0, 0, 1], [1, 0, 2]], num_nodes=3, num_relations=1{embeds})])"""
 LOAD_ALIGNER = """from modeling_aligner import GraphAligner
 model = GraphAligner.from_pretrained({where})"""
-NOT_QUALITY = ("_runtime", "_per_second", "total_flos", "epoch", "minutes")  # how long it took is no result
+NOT_QUALITY = ("_runtime", "_per_second", "_per_s", "total_flos", "epoch", "minutes")  # how long it took is no result
+NOT_QUALITY += ("parameters", "parameters_trained", "weight_bytes", "tokens", "peak_gib", "mfu")
 NEEDS_PACKAGES = (
     "It needs the packages torch_geometric and peft, and `trust_remote_code=True` runs the Python files of this "
     "folder: read them first."
@@ -78,7 +79,7 @@ def card(
         run: the folder of run.json, metrics.json and predictions, by default the same.
     """
     run = run or folder
-    config, record = read_config(folder), read_json(run / "run.json")
+    config, record, metrics = read_config(folder), read_json(run / "run.json"), read_json(run / "metrics.json")
     where = f'"{name}"' + (f', revision="{revision}"' if revision else "")
     sections = [
         f"# {name}",
@@ -87,11 +88,11 @@ def card(
         NEEDS_PROJECT if isinstance(config, GraphAlignerConfig) else NEEDS_PACKAGES,
         *section("Base model", [base_line(config, record)] if isinstance(config, GraphLLMConfig) else []),
         *section("Data", data_lines(record)),
-        *section("Results", metrics_table(read_json(run / "metrics.json"))),
+        *section("Results", metrics_table(metrics)),
         *section("Ablations", ablation_table(run)),
-        *section("Training", training_lines(record, read_json(run / "metrics.json"))),
+        *section("Training", training_lines(record, metrics)),
     ]
-    return "\n\n".join([front_matter(config, folder, record, licence) + MARK, *sections]) + "\n"
+    return "\n\n".join([front_matter(name, config, folder, record, metrics, licence) + MARK, *sections]) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -113,7 +114,9 @@ def read_config(folder: Path) -> GraphLLMConfig | GFMConfig | GraphAlignerConfig
     return kinds[kind].from_pretrained(folder)
 
 
-def front_matter(config: Any, folder: Path, record: dict[str, Any], licence: str | None) -> str:
+def front_matter(
+    name: str, config: Any, folder: Path, record: dict[str, Any], metrics: dict[str, float], licence: str | None
+) -> str:
     """What the Hub reads: YAML between two lines of dashes."""
     language = isinstance(config, GraphLLMConfig)
     adapter = (folder / "adapter_config.json").is_file()
@@ -124,6 +127,7 @@ def front_matter(config: Any, folder: Path, record: dict[str, Any], licence: str
     base = base_name(config, record) if language else None
     if base is not None:
         values |= {"base_model": base, "base_model_relation": "adapter" if config.lean else "finetune"}
+    values |= model_index(name, record, metrics, values["pipeline_tag"])
     return f"---\n{yaml.safe_dump(values, sort_keys=False)}---\n"
 
 
@@ -194,11 +198,30 @@ def base_line(config: GraphLLMConfig, record: dict[str, Any]) -> str:
     return f"[{name}](https://huggingface.co/{name}), revision {revision or 'not recorded'}.{inside}"
 
 
+def model_index(name: str, record: dict[str, Any], metrics: dict[str, float], task: str) -> dict[str, Any]:
+    """The results in the form that the Hub shows beside a model; nothing where none was measured."""
+    data, kept = ", ".join(data_names(record)), quality(metrics)
+    if not data or not kept:
+        return {}
+    values = [{"type": one, "value": round(value, 4), "name": one} for one, value in kept.items()]
+    result = {"task": {"type": task}, "dataset": {"name": data, "type": data}, "metrics": values}
+    return {"model-index": [{"name": name, "results": [result]}]}
+
+
+def quality(metrics: dict[str, float]) -> dict[str, float]:
+    """The figures that tell how good a model is."""
+    return {name: value for name, value in metrics.items() if not name.endswith(NOT_QUALITY)}
+
+
+def data_names(record: dict[str, Any]) -> list[str]:
+    """The data sets of a run by their last names."""
+    paths = record.get("arguments", {}).get("data_path") or []
+    return [Path(path).name for path in ([paths] if isinstance(paths, str) else paths)]
+
+
 def data_lines(record: dict[str, Any]) -> list[str]:
     """The data sets by their last names, and how much of each split was read."""
-    arguments = record.get("arguments", {})
-    paths = arguments.get("data_path") or []
-    names = [Path(path).name for path in ([paths] if isinstance(paths, str) else paths)]
+    arguments, names = record.get("arguments", {}), data_names(record)
     rows = arguments.get("stage") in ("qa", "align")
     unit = "rows" if rows else f"batches of {arguments.get('questions_per_batch')} questions"
     sizes = [f"{split}: {size:,} {unit}" for split, size in record.get("sizes", {}).items()]
@@ -207,7 +230,7 @@ def data_lines(record: dict[str, Any]) -> list[str]:
 
 def metrics_table(metrics: dict[str, float]) -> list[str]:
     """Every figure of metrics.json that tells how good the model is."""
-    kept = {name: value for name, value in metrics.items() if not name.endswith(NOT_QUALITY)}
+    kept = quality(metrics)
     return ["| metric | value |", "|---|---|", *(f"| {name} | {value:.4g} |" for name, value in kept.items())] \
         if kept else []  # fmt: skip
 

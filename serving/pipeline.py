@@ -7,6 +7,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from evaluation.trained import longest_prompt, shown_in_training, trained_with
 from modeling_graphllm import HUB_ARGUMENTS, GraphLLMForConditionalGeneration
 from processing_graphllm import GraphLLMProcessor
 from serving.answering import Message, answer_texts, stream_text
+from serving.conversation import Conversation
 from serving.evidence import Evidence, EvidenceFinder
 
 BATCH = 16  # questions about one subgraph that are answered at a time
@@ -81,11 +83,15 @@ class GraphQAPipeline:
             model_kwargs: of transformers' `from_pretrained`: `revision`, `token`, `dtype`, `device_map`, ...
 
         Raises:
-            ValueError: no graph, an unknown method, or features of another text encoder than the model's.
+            ValueError: no graph, an unknown method, features of another text encoder than the model's, or a model
+                that was trained on documents.
         """
         name, finder = str(model), EvidenceFinder(data, method, parameters, index)
         hub = {key: value for key, value in model_kwargs.items() if key in HUB_ARGUMENTS}
-        processor, trained = GraphLLMProcessor.from_pretrained(name, **hub), trained_with(name)
+        processor, trained = GraphLLMProcessor.from_pretrained(name, **hub), trained_with(name, **hub)
+        if trained.get("context") == "documents":
+            raise ValueError(f"{name} was trained on documents beside each question (--context documents), and live "
+                             "questions are answered from a graph. Ask it with `python -m evaluation generate`.")
         shown = shown_in_training(trained)
         loaded = GraphLLMForConditionalGeneration.from_pretrained(name, **{"dtype": "auto", **model_kwargs}).eval()
         if shown["use_graph"]:
@@ -132,6 +138,14 @@ class GraphQAPipeline:
             question: what is asked. evidence: what `find` gave for it; None: no graph.
         """
         return stream_text(self.model, self.processor, self._prompt(question, evidence), **self._limits)
+
+    def about(self, name: str) -> Evidence:
+        """What the graph says about the node of this name; see `EvidenceFinder.about`."""
+        return self.finder.about(name)
+
+    def converse(self, evidence: Evidence | None) -> Conversation:
+        """A conversation of several turns about one subgraph; None: without a graph."""
+        return Conversation(self.model, self.processor, partial(self._prompt, evidence=evidence), **self._limits)
 
     def _prompt(self, question: str, evidence: Evidence | None) -> list[Message]:
         if evidence is None:

@@ -4,6 +4,7 @@ from argparse import Namespace
 from fnmatch import fnmatch
 from pathlib import Path
 
+from data_processor.tables import is_hub_name
 from training.engine_checks import ENGINE_CHECKS
 from training.engines import refusal
 from training.hub_checks import HUB_CHECKS, PUBLISH_CHECKS
@@ -40,16 +41,18 @@ CHECKS = (
     Check(
         "no data",
         lambda f, m: not f.data_path,
-        "No data was named. Pass --data_path (a dataset folder, conversation JSON or chat JSON lines).",
+        "No data was named. Pass --data_path (a dataset folder, a table, a data set of the Hub, conversation JSON or "
+        "chat JSON lines).",
     ),
     Check(
         "missing data",
-        lambda f, m: not all(Path(path).exists() for path in f.data_path or []),
-        "--data_path {data_path} does not exist. Give a dataset folder, conversation JSON or chat JSON lines.",
+        lambda f, m: not all(Path(path).exists() or is_hub_name(path) for path in f.data_path or []),
+        "--data_path {data_path} does not exist. Give a dataset folder, a table, the name of a data set of the Hub, "
+        "conversation JSON or chat JSON lines.",
     ),
     Check(
         "several data sets",
-        lambda f, m: f.stage in ("qa", "align") and len(f.data_path or []) > 1,
+        lambda f, m: f.stage in ("qa", "align", "graph") and len(f.data_path or []) > 1,
         "--stage {stage} trains on one data set, --data_path {data_path} are several. Give one of them, or join them.",
     ),
     Check(
@@ -58,24 +61,43 @@ CHECKS = (
         "--stage {stage} reads dataset folders, --data_path {data_path} is a file. Give the folder that holds graph/.",
     ),
     Check(
-        "language model of a graph retriever",
-        lambda f, m: f.stage.startswith("gfm") and f.model_name_or_path,
+        "language model of a stage without one",
+        lambda f, m: f.stage not in ("qa", "align") and f.model_name_or_path,
         "--model_name_or_path {model_name_or_path} names a language model, which --stage {stage} has none of. Leave "
         "it out; --init_from starts from an earlier output.",
     ),
     Check(
         "items that are batches",
         lambda f, m: (
-            f.stage.startswith("gfm") and (f.per_device_train_batch_size, f.per_device_eval_batch_size) != (1, 1)
+            f.stage not in ("qa", "align")
+            and (f.per_device_train_batch_size, f.per_device_eval_batch_size) != (1, 1)
         ),
-        "--stage {stage} reads one batch at a time. Set --questions_per_batch, and leave "
-        "--per_device_train_batch_size and --per_device_eval_batch_size out.",
+        "--stage {stage} reads one batch at a time. Set --questions_per_batch, or --nodes_per_batch of --stage graph, "
+        "and leave --per_device_train_batch_size and --per_device_eval_batch_size out.",
     ),
     Check(
         "questions per batch",
         lambda f, m: f.questions_per_batch < 1 or f.num_negatives < 0,
         "--questions_per_batch {questions_per_batch} and --num_negatives {num_negatives} cannot both be used. The "
         "first must be 1 or more, the second 0 (every node) or more.",
+    ),
+    Check(
+        "nodes per batch",
+        lambda f, m: f.nodes_per_batch < 1 or f.neighbours_per_node < 0,
+        "--nodes_per_batch {nodes_per_batch} and --neighbours_per_node {neighbours_per_node} cannot both be used. The "
+        "first must be 1 or more, the second 0 (all neighbours) or more.",
+    ),
+    Check(
+        "divided encoder",
+        lambda f, m: f.stage == "graph" and (f.deepspeed or f.fsdp),
+        "--stage graph trains an encoder of a few million weights, which nothing needs to divide: it runs in one "
+        "process or under torchrun. Leave --deepspeed and --fsdp out.",
+    ),
+    Check(
+        "node states on the Hub",
+        lambda f, m: f.stage == "graph" and f.push_to_hub,
+        "--stage graph makes vectors of one graph's nodes, which say nothing without it: nothing to push. Push "
+        "what is trained on them, and leave --push_to_hub out here.",
     ),
     *ENGINE_CHECKS,
     Check(
@@ -118,8 +140,21 @@ CHECKS = (
     ),
     Check(
         "nothing to train",
-        lambda f, m: f.freeze_lm and not f.use_graph,
-        "--freeze_lm True with --use_graph False leaves nothing to train. Change one of them.",
+        lambda f, m: f.do_train and f.freeze_lm and not f.use_graph and not f.prompt_tuning,
+        "--freeze_lm True without graph tokens leaves nothing to train. Change one of them, train learned tokens with "
+        "--prompt_tuning N, or ask the model as it is with --do_train False --do_predict True.",
+    ),
+    Check(
+        "learned tokens beside a graph",
+        lambda f, m: f.prompt_tuning and (f.use_graph or f.prompt_tuning < 0),
+        "--prompt_tuning {prompt_tuning} puts that many learned tokens where graph tokens would stand. Set --context "
+        "none, documents or text, and a number above 0.",
+    ),
+    Check(
+        "sizes of splits",
+        lambda f, m: f.test_size < 0 or f.subset is not None and f.subset < 1 or f.top_documents < 1,
+        "--test_size {test_size}, --subset {subset} or --top_documents {top_documents} takes no row. Set them to 1 or "
+        "more, or leave them out.",
     ),
     Check(
         "base of a full model",

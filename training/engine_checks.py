@@ -41,6 +41,12 @@ ENGINE_CHECKS = (
         "flag out.",
     ),
     Check(
+        "DeepSpeed by accelerate",
+        lambda f, m: m.accelerate_deepspeed and not f.deepspeed,
+        "The configuration of accelerate asks for DeepSpeed, whose batch and steps would not be those of the flags. "
+        "Take it out there and give --deepspeed ds_configs/zero2.json here.",
+    ),
+    Check(
         "DeepSpeed without ZeRO",
         lambda f, m: f.deepspeed and zero_stage(f) not in (1, 2, 3),
         "{deepspeed} sets no stage of ZeRO from 1 to 3. Set zero_optimization.stage, or leave --deepspeed out: "

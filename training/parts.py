@@ -63,6 +63,7 @@ class Stage:
         check: flags, Parts -> None; raises ValueError for what would fail at the end of the run.
         save: flags, Parts, the Trainer -> None; every process takes part.
         predict: flags, Parts, the Trainer -> metrics of the test split.
+        published: whether its folder is for others to load, and has a card.
     """
 
     open: Callable[..., Opened]
@@ -71,3 +72,4 @@ class Stage:
     check: Callable[..., None]
     save: Callable[..., None]
     predict: Callable[..., dict[str, float]]
+    published: bool = True

@@ -61,7 +61,7 @@ def readers(arguments: Arguments, opened: Opened, dataset: Any) -> tuple[GraphLL
     if arguments.alignment:
         graph = aligned_config(arguments, dataset)
     else:
-        graph = data.graph_settings(arguments.graph, dataset, arguments.data.use_graph)
+        graph = data.graph_settings(arguments, dataset)
         if graph.readout == "qformer":
             check_states(graph, dataset)
     return data.build_processor(arguments, opened.tokenizer, graph, opened.text_config), graph

@@ -9,6 +9,7 @@ from data_processor.importers.graphml import import_graphml
 from data_processor.importers.graphtranslator import import_graphtranslator
 from data_processor.importers.metaqa import import_metaqa
 from data_processor.importers.neo4j import import_neo4j
+from data_processor.importers.npz import import_npz
 from data_processor.importers.openie import import_openie
 from data_processor.importers.pyg import import_pyg
 from data_processor.importers.rows import ImportReport
@@ -27,6 +28,7 @@ IMPORTERS: dict[str, Callable[..., ImportReport]] = {
     "graphtranslator": import_graphtranslator,
     "metaqa": import_metaqa,
     "neo4j": import_neo4j,
+    "npz": import_npz,
     "openie": import_openie,
     "pyg": import_pyg,
     "stark": import_stark,

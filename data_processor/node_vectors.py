@@ -1,0 +1,76 @@
+"""Vectors that were made elsewhere in the place of a graph's embedded texts: .npy, .pt or .safetensors.
+
+python -m data_processor embed --graph DATA/graph --vectors output/cora/node_states.npy
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from data_processor.files import read_npy, write_manifest, write_npy
+from data_processor.graph_store import FEATURE_FILES, KnowledgeGraph, without_features
+from data_processor.text_encoder import load_encoder
+
+ROWS = 65536  # copied at a time
+
+
+def embed_with(path: Path, vectors: Path, dtype: str = "float32") -> KnowledgeGraph:
+    """Takes a file's rows as the vectors of a graph's nodes, and opens the graph again.
+
+    Args:
+        path: the graph folder.
+        vectors: .npy, read as a memory map; .pt or .safetensors with one tensor, read without running anything.
+        dtype: "float16" or "float32", to be written.
+
+    Raises:
+        ValueError: no such file, another number of rows than nodes, or a value that is not finite.
+    """
+    return write_vectors(path, read_vectors(vectors), vectors.name, dtype)
+
+
+def read_vectors(path: Path) -> np.ndarray:
+    """The array of a file; of a .pt or .safetensors its only tensor."""
+    if path.suffix == ".npy":
+        if not path.is_file():
+            raise ValueError(f"{path} does not exist; name a file of vectors: .npy, .pt or .safetensors")
+        return read_npy(path)
+    from data_processor.importers.tensors import load_plain  # whose package has an importer that needs this module
+
+    value = load_plain(path)
+    tensors = list(value.values()) if isinstance(value, dict) else [value]
+    if len(tensors) != 1:
+        raise ValueError(f"{path} holds {len(tensors)} tensors; save the vectors of the nodes alone, (nodes, width)")
+    return tensors[0].detach().float().numpy()
+
+
+def write_vectors(path: Path, vectors: np.ndarray, name: str, dtype: str = "float32") -> KnowledgeGraph:
+    """Writes node_features.npy and, of the same width, the hashed words of relations; the manifest last."""
+    graph = without_features(KnowledgeGraph.open(path))
+    check_vectors(vectors, graph.num_nodes, name)
+    width = vectors.shape[1]
+    write_npy(graph.path / "node_features.npy", vectors.astype(dtype, copy=False))
+    relations = load_encoder(f"hashing:{width}").encode(graph.relation_text(np.arange(graph.num_relations)))
+    write_npy(graph.path / "relation_features.npy", relations.astype(dtype))
+    entries = {**graph.manifest, "text_encoder": f"given:{name}", "feature_width": width}
+    write_manifest(graph.path, entries, [*graph.manifest["bytes"], *FEATURE_FILES])
+    return KnowledgeGraph.open(graph.path)
+
+
+def check_vectors(vectors: np.ndarray, nodes: int, name: str) -> None:
+    """Raises ValueError unless there is one finite row a node."""
+    if vectors.ndim != 2 or len(vectors) != nodes or vectors.dtype.kind not in "fiub":
+        raise ValueError(
+            f"{name} holds {vectors.dtype} of shape {vectors.shape}, and the graph has {nodes} nodes. Give one row of "
+            f"numbers a node, in the order of their ids: ({nodes}, width)."
+        )
+    for start in range(0, len(vectors), ROWS):
+        bad = np.argwhere(~np.isfinite(vectors[start : start + ROWS]))
+        if len(bad):
+            row, column = bad[0]
+            raise ValueError(
+                f"{name} holds {vectors[start + row, column]} in row {start + row}, the vector of that node. A model "
+                "would answer with NaN for every graph that holds it: repair the row, or set it to zeros, which stand "
+                "for a node without a vector."
+            )
