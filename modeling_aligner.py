@@ -113,7 +113,7 @@ class GraphAligner(GraphLLMPreTrainedModel):
         self.word_embeddings = nn.Embedding(config.vocab_size + 3, width)
         self.position_embeddings = nn.Embedding(config.max_text_tokens, width)
         self.graph_projection, self.text_projection = nn.Linear(width, common), nn.Linear(width, common)
-        self.scale = nn.Parameter(torch.empty(()))  # logarithm of 1 / temperature
+        self.scale = nn.Parameter(torch.empty(1))  # logarithm of 1 / temperature; FSDP takes no scalars
         self.matching_head = nn.Linear(width, 2)
         self.caption_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.caption_bias = nn.Parameter(torch.empty(config.vocab_size + 3))

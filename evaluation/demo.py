@@ -78,7 +78,8 @@ def translator_predictions(
 
 
 def translator_metrics(predictions: dict[str, list[Row]], train: list[Row], alignment: Path) -> dict[str, float]:
-    """The Translator's table: retrieval of stage 1, then exact match of stage 2 on closed questions and descriptions.
+    """The Translator's table: retrieval of stage 1, then exact match of stage 2 on closed questions; of
+    descriptions, where there are some, the F1 of words.
 
     Args:
         predictions: of `translator_predictions`.
@@ -92,9 +93,8 @@ def translator_metrics(predictions: dict[str, list[Row]], train: list[Row], alig
     told = {ablate: [row for row in rows if not is_graph_only(row)] for ablate, rows in predictions.items()}
     metrics |= {f"answers{names[ablate]}": score(rows)["exact_match"] for ablate, rows in closed.items()}
     metrics["chance"] = chance([row for row in train if is_graph_only(row)])
-    metrics |= {f"descriptions{names[ablate]}": score(rows)["exact_match"] for ablate, rows in told.items()}
-    metrics |= {f"descriptions_f1{names[ablate]}": score(rows)["token_f1"] for ablate, rows in told.items()}
-    metrics["descriptions_chance"] = chance([row for row in train if not is_graph_only(row)])
+    if told["none"]:
+        metrics |= {f"descriptions_f1{names[ablate]}": score(rows)["token_f1"] for ablate, rows in told.items()}
     for kind in sorted({row["type"] for row in closed["none"]}):
         metrics[f"answers/{kind}"] = score([row for row in closed["none"] if row["type"] == kind])["exact_match"]
         metrics[f"chance/{kind}"] = chance([row for row in train if row["type"] == kind])

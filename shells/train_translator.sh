@@ -24,7 +24,6 @@ if (($# == 0)) && [[ -z "${MODEL:-}${DATA:-}" ]]; then
     on_one_core
     output=output/translator_demo
     [[ -n "${DRY_RUN:-}" || -f $output/data/summaries.jsonl ]] || bash shells/produce.sh
-    run -m data_processor describe --data $output/data
     run finetune.py configs/demo_translator_stage1.yaml
     run finetune.py configs/demo_translator_stage2.yaml
     run -m evaluation demo --model $output/model --data $output/data --alignment $output/stage1 \

@@ -58,7 +58,7 @@ def test_the_contrast_is_that_of_a_reference():
             [max(float(query @ texts[j]) for query in graphs[i]) for j in range(4)],
             [max(float(query @ texts[i]) for query in graphs[j]) for j in range(4)],
         ):
-            log = torch.tensor(rows).mul(model.scale.detach().exp()).log_softmax(dim=0)
+            log = torch.tensor(rows).mul(float(model.scale.detach().exp())).log_softmax(dim=0)
             same = [j for j in range(4) if batch["text_index"][j] == batch["text_index"][i]]
             total -= float(0.9 * log[same].mean() + 0.1 * log.mean()) / 2
     assert float(model(**batch).contrastive.detach()) == pytest.approx(total / 4, rel=1e-5)

@@ -169,7 +169,7 @@ def test_the_demonstrations_table_has_both_stages(tmp_path):
     found = translator_metrics(asked, rows(["", "", ""]), tmp_path)
     assert (found["retrieval_r1"], found["retrieval_r1_linear"]) == (0.5, 0.25) and "loss" not in found
     assert [found[f"answers{one}"] for one in ("", "_zeroed", "_shuffled")] == [1.0, 0.5, 0.0]
-    assert [found[f"descriptions{one}"] for one in ("", "_zeroed", "_shuffled")] == [1.0, 0.0, 1.0]
+    assert [found[f"descriptions_f1{one}"] for one in ("", "_zeroed", "_shuffled")] == [1.0, 0.0, 1.0]
     assert found["chance"] == 1.0 and found["answers/graph_count"] == 1.0
 
 
