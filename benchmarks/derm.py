@@ -159,7 +159,8 @@ def main(argv: list[str] | None = None) -> None:
                 metrics = train(folder, run, arguments.data, arguments.encoder, more, rag)
                 found[run.name] = figures(run, metrics)
     said = {pair: text for model in models for pair, text in differences(work, model).items()}
-    write_report([read_run(work / name) for name in found], work / "report.html", f"MedQuAD's dermatology. {NOTE}")
+    runs = [read_run(work / name) for name in found]
+    write_report(runs, work / "report.html", "MedQuAD's dermatology", note=NOTE, more=columns)
     write_json(arguments.json, {
         "command": shlex.join(["python", *sys.argv]),
         "commit": commit(),

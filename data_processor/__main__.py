@@ -16,6 +16,7 @@ from data_processor.gfm_dataset import masked
 from data_processor.graph_store import KnowledgeGraph, embed_graph
 from data_processor.importers import IMPORTERS
 from data_processor.inspection import inspect_question
+from data_processor.link_questions import add_ask_links
 from data_processor.node_vectors import embed_with
 from data_processor.produce_command import add_describe, add_export, add_produce
 from data_processor.retrieval import METHODS
@@ -44,6 +45,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     add_graph_commands(commands)
     add_question_commands(commands)
+    add_ask_links(commands)
     add_collect(commands)
     add_extract(commands)
     add_produce(commands)

@@ -3,6 +3,7 @@
     python -m evaluation generate --model M --data D --split test --output P [--ablate zero] [--append_retrieved 20]
     python -m evaluation generate --model M --data questions.csv --columns question=Q answer=A --output P
     python -m evaluation generate --model M --data conversations.jsonl --output P
+    python -m evaluation classify --model M --data D --split test --labels labels.txt --by likelihood --output P
     python -m evaluation score --predictions P --output J [--data D --split test] [--metrics rouge bleu ...]
     python -m evaluation compare A B --output J
     python -m evaluation stark --data D --split test --output J
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_processor.schema import write_json
 from evaluation.ablations import ABLATIONS
+from evaluation.classify_command import add_classify, run_classify
 from evaluation.demo import demo_metrics, demo_predictions, translator_metrics, translator_predictions
 from evaluation.judge_command import add_judge_commands
 from evaluation.report import ASKED, verdict
@@ -59,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
     add_score_commands(commands)
     add_report_command(commands)
     add_judge_commands(commands)
+    choice = _command(commands, "classify", run_classification, "one of some labels for every question, ranked")
+    _add_model(choice)
+    add_classify(choice)
     demo = _command(commands, "demo", run_demo, "a demonstration's table and three answers")
     demo.add_argument("--alignment", type=Path, help="the Translator's: the output of its stage 1")
     demo.add_argument("--model", required=True)
@@ -81,7 +86,7 @@ def _command(commands: Any, name: str, run: Callable, text: str) -> argparse.Arg
 
 def _add_generate(commands: Any) -> None:
     command = _command(commands, "generate", run_generate, "a model's answers -> predictions.jsonl")
-    command.add_argument("--model", required=True, help="folder or repository")
+    _add_model(command)
     command.add_argument("--data", type=Path, required=True,
                          help="folder with graph/, qa/ and subgraphs/, table, name on the Hub, or conversations")
     command.add_argument("--split", default="test", help="of a folder, a data set of the Hub, or the training's table")
@@ -101,6 +106,10 @@ def _add_generate(commands: Any) -> None:
     command.add_argument("--text_style", choices=("triples", "tables"), help="default: as in training, else triples")
     command.add_argument("--max_text_tokens", type=int, help="budget of the graph's text; default: as in training")
     command.add_argument("--seed", type=int, default=0, help="of the shuffle")
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", required=True, help="folder or repository")
     place = command.add_mutually_exclusive_group()
     place.add_argument("--device", help="default: the GPU if there is one")
     place.add_argument("--device_map", help="`auto` divides the language model over all GPUs (not verified on a GPU)")
@@ -157,6 +166,19 @@ def note_asked(arguments: argparse.Namespace) -> None:
     """Writes beside the predictions who was asked, and what: a report finds the training and the graph by it."""
     asked = {"model": arguments.model, "data": str(arguments.data), "split": arguments.split}
     write_json(arguments.output.parent / ASKED, asked)
+
+
+def run_classification(arguments: argparse.Namespace) -> None:
+    """`classify`: asks the model to choose a label, and writes predictions and metrics."""
+    from evaluation.opening import open_dataset
+
+    with process_group() as rank:
+        trained = trained_with(arguments.model)
+        model, processor = load(arguments, trained)
+        longest = arguments.max_length or longest_prompt(model, trained, 0)
+        if arguments.by == "generation":
+            longest = arguments.max_length or longest_prompt(model, trained, arguments.max_new_tokens)
+        run_classify(arguments, model, processor, open_dataset(arguments, processor, trained), longest, rank == 0)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ none            graph tokens and the graph's text, as in training
 zero            the graph tokens are zeros (see generation.py); the text stays
 shuffle         every question gets the graphs of another question of its type; the text stays
 no_text         the graph's text is left out of the prompt; the graphs stay
+no_graph        no graph tokens; the text stays
 question_only   neither graphs nor text
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-ABLATIONS = ("none", "zero", "shuffle", "no_text", "question_only")
+ABLATIONS = ("none", "zero", "shuffle", "no_text", "no_graph", "question_only")
 
 Example = dict[str, Any]
 Message = dict[str, Any]
@@ -37,6 +38,8 @@ def prompt_builder(
         raise ValueError(f"The ablation {ablate!r} is not known. Choose one of {', '.join(ABLATIONS)}.")
     if ablate == "no_text":
         return lambda i: without_text(dataset[i])
+    if ablate == "no_graph":
+        return lambda i: without_graphs(prompt_of(dataset[i]))
     if ablate == "question_only":
         return lambda i: without_graphs(without_text(dataset[i]))
     if ablate == "shuffle":

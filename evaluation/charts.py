@@ -8,7 +8,7 @@ from html import escape
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")  # Okabe and Ito's
 GREY = "#9aa3ad"
 WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 46  # margins around the plot
+LEFT, RIGHT, TOP, BOTTOM = 74, 16, 14, 46  # margins around the plot
 LEGEND_ROW = 20
 MOST_DOTS = 40  # of a line; more would hide it
 LETTER = 6.6  # mean width of a letter of the legend, whose size is 12

@@ -65,22 +65,46 @@ def generate_predictions(
     Raises:
         ValueError: an unknown ablation, an empty data set, an id twice, or a shuffle of a single question.
     """
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    survey = _survey(dataset)
+    output, survey = Path(output), survey_of(dataset)
     prompt = prompt_builder(dataset, [row["type"] for row in survey], ablate, seed)
     settings = {
         "ablate": ablate, "max_new_tokens": max_new_tokens, "num_beams": num_beams, "max_length": max_length,
-        "seed": seed, "questions": zlib.crc32(json.dumps(survey).encode()), "model": _fingerprint(model.eval()),
+        "seed": seed,
     }  # fmt: skip
+
+    def answer(batch: list[int]) -> list[Row]:
+        inputs = _inputs(model, processor, [prompt(i) for i in batch], max_length, zero=ablate == "zero")
+        texts = _answers(model, processor, inputs, max_new_tokens, num_beams)
+        return [prediction_row(dataset[i], text) for i, text in zip(batch, texts, strict=True)]
+
+    return write_answers(model, output, survey, settings, answer, batch_size, retrieved)
+
+
+def write_answers(
+    model: "PreTrainedModel",
+    output: Path,
+    survey: list[Row],
+    settings: Row,
+    answer: Callable[[list[int]], list[Row]],
+    batch_size: int,
+    retrieved: Callable[[str], list[str]] | None = None,
+) -> Path:
+    """Asks batch after batch and writes the rows, in the order of the questions; see `generate_predictions`.
+
+    Args:
+        model: in evaluation mode afterwards; other weights do not continue an unfinished file.
+        output: the file. survey: of the questions. settings: what the rows depend on besides.
+        answer: numbers of questions -> their rows.
+        batch_size, retrieved: as for `generate_predictions`.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    settings = settings | {"questions": zlib.crc32(json.dumps(survey).encode()), "model": _fingerprint(model.eval())}
     done = _read_parts(output, settings)
     _barrier()  # every rank has read the same parts before one of them grows
     with _Part(output, settings) as part:
         batches = _batches([row["length"] for row in survey], [row["id"] in done for row in survey], batch_size)
-        for batch in tqdm(batches, desc=f"generate ({ablate})", unit="batch", disable=_rank() > 0):
-            inputs = _inputs(model, processor, [prompt(i) for i in batch], max_length, zero=ablate == "zero")
-            texts = _answers(model, processor, inputs, max_new_tokens, num_beams)
-            part.add([_row(dataset[i], text) for i, text in zip(batch, texts, strict=True)])
+        for batch in tqdm(batches, desc=f"answer ({settings['ablate']})", unit="batch", disable=_rank() > 0):
+            part.add(answer(batch))
     _barrier()
     if _rank() == 0:
         _merge(output, settings, [row["id"] for row in survey], retrieved)
@@ -88,7 +112,7 @@ def generate_predictions(
     return output
 
 
-def _survey(dataset: Sequence[Example]) -> list[Row]:
+def survey_of(dataset: Sequence[Example]) -> list[Row]:
     """Id, type and length in characters of every question; the examples themselves are not kept."""
     if not len(dataset):
         raise ValueError("The data set has no question to answer. Name another split, or fill its qa file.")
@@ -149,7 +173,8 @@ def _answers(
     return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
-def _row(example: Example, text: str) -> Row:
+def prediction_row(example: Example, text: str) -> Row:
+    """A line of predictions.jsonl."""
     known = example if "answers" in example else _question_of(example["messages"])
     row = {"id": example["id"], "question": known["question"], "prediction": text, "answers": list(known["answers"])}
     return row | ({"type": example["type"]} if example.get("type") else {})

@@ -76,7 +76,7 @@ Block = Text | Table | Figure | Grid | Code
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it; without anything below it is left out."""
+    """A heading (possibly none) and what stands below it; without anything below, it is left out."""
 
     title: str
     blocks: Sequence[Block]
@@ -107,7 +107,7 @@ def to_html(title: str, sections: Sequence[Section], subtitle: str = "") -> str:
     body = [f"<h1>{html.escape(title)}</h1>"]
     body += [f'<p class="note">{html.escape(subtitle)}</p>'] if subtitle else []
     for section in shown(sections):
-        body.append(f"<h2>{html.escape(section.title)}</h2>")
+        body += [f"<h2>{html.escape(section.title)}</h2>"] if section.title else []
         body += [block_html(block) for block in section.blocks]
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     head += f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
@@ -149,7 +149,7 @@ def to_markdown(title: str, sections: Sequence[Section], subtitle: str = "") -> 
     """The report as Markdown; drawings are in the HTML page, their captions in both."""
     lines = [f"# {title}", ""] + ([subtitle, ""] if subtitle else [])
     for section in shown(sections):
-        lines += [f"## {section.title}", ""]
+        lines += [f"## {section.title}", ""] if section.title else []
         for block in section.blocks:
             lines += [*block_markdown(block), ""]
     return "\n".join(lines)

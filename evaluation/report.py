@@ -26,6 +26,7 @@ LOST = {
     "zero": "the graph tokens are zeroed",
     "shuffle": "graphs are shuffled between samples",
     "no_text": "the graph's text is left out",
+    "no_graph": "the graph tokens are left out",
     "question_only": "graph and text are left out",
 }
 ASKED = "asked.json"  # {model, data, split}: who was asked for the predictions beside it, and what

@@ -6,6 +6,7 @@ from typing import Any
 
 from evaluation.report import read_run
 from evaluation.report_page import write_report
+from evaluation.score_command import add_text_flags, columns_for
 from evaluation.sweep_page import RECORD, write_sweep_report
 
 
@@ -19,6 +20,8 @@ def add_report_command(commands: Any) -> None:
         help="a folder with predictions.jsonl, a file of predictions, an output folder of finetune.py; or the folder "
         "of a sweep, alone",
     )  # fmt: skip
+    page.add_argument("--note", default="", help="a sentence at the top of the page")
+    add_text_flags(page)
     page.add_argument("--output", type=Path, required=True, help="page.html; page.md is written beside it")
 
 
@@ -34,5 +37,6 @@ def run_report(arguments: argparse.Namespace) -> None:
     if sweeps:
         page = write_sweep_report(sweeps[0], arguments.output)
     else:
-        page = write_report([read_run(path) for path in arguments.runs], arguments.output)
+        runs = [read_run(path) for path in arguments.runs]
+        page = write_report(runs, arguments.output, note=arguments.note, more=columns_for(arguments))
     print(f"{page} and {page.with_suffix('.md')}")

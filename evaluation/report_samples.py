@@ -14,21 +14,23 @@ SHRUNK = 0.62  # of the sheet of a file: the column of a page is narrower
 MARKS = {1.0: "right", 0.0: "wrong"}
 
 
-def samples(runs: list[Run], count: int, drawn: int) -> Section:
+def samples(runs: list[Run], count: int, drawn: int, as_columns: bool) -> Section:
     """`count` questions, half of them answered wrongly by the first run if it has as many; `drawn` of them drawn.
 
     Args:
         runs: those with predictions.
+        as_columns: each run is a column; else a row below the question.
     """
     rows = runs[0].predictions["none"]
     right = [exact_match(row["prediction"], row["answers"]) for row in rows]
     wrong = spread([row for row, mark in zip(rows, right, strict=True) if not mark], count // 2)
     chosen = wrong + spread([row for row, mark in zip(rows, right, strict=True) if mark], count - len(wrong))
     given = {run.name: {row["id"]: row["prediction"] for row in run.predictions["none"]} for run in runs}
-    table = [["question", "answer", *given]]
+    table = [["question", "answer", *(given if as_columns else ["run", "answered"])]]
     for row in chosen:
-        answers = [answered(row, predictions.get(row["id"])) for predictions in given.values()]
-        table.append([row.get("question", row["id"]), " | ".join(row["answers"]), *answers])
+        said = {name: answered(row, predictions.get(row["id"])) for name, predictions in given.items()}
+        asked = [row.get("question", row["id"]), " | ".join(row["answers"])]
+        table += [[*asked, *said.values()]] if as_columns else [[*asked, *pair] for pair in said.items()]
     note = (
         f"{len(wrong)} that {runs[0].name} answered wrongly and {len(chosen) - len(wrong)} that it answered rightly."
     )

@@ -34,7 +34,7 @@ def add_score_commands(commands: Any) -> None:
     two.add_argument("second", type=Path, metavar="B", help="a predictions file of the same questions")
     two.add_argument("--output", type=Path, required=True, help="JSON to write")
     for command in (one, two):
-        _add_text_flags(command)
+        add_text_flags(command)
     three = _command(commands, "stark", run_stark, "scores of retrieved nodes by STaRK's protocol over all candidates")
     three.add_argument("--data", type=Path, required=True, help="folder with graph/, qa/ and subgraphs/")
     three.add_argument("--split", default="test")
@@ -48,7 +48,8 @@ def _command(commands: Any, name: str, run: Callable, text: str) -> argparse.Arg
     return command
 
 
-def _add_text_flags(command: argparse.ArgumentParser) -> None:
+def add_text_flags(command: argparse.ArgumentParser) -> None:
+    """Flags of the metrics of long answers, which `columns_for` reads."""
     command.add_argument("--metrics", nargs="+", default=[], metavar="NAME",
                          help=f"more metrics, of long answers: {' '.join(TEXT_METRICS)}")
     command.add_argument("--bertscore_model", help="of bertscore: a folder, or a name on the Hub")

@@ -14,6 +14,7 @@ Row = dict[str, Any]
 GIB, MB = 2**30, 10**6
 # of an evaluation's row: how fast it was is no result
 NOT_METRICS = ("_runtime", "_per_second", "_mem_cpu_alloc_delta")
+TOGETHER = 4  # runs whose losses in training and evaluation share a chart
 WEIGHTS = ("adapter_model.safetensors", "model*.safetensors")
 
 
@@ -72,22 +73,34 @@ def curves(runs: dict[str, Training]) -> list[Figure]:
     Args:
         runs: name -> training; those without a log are left out.
     """
-    figures = []
-    losses = []
-    for i, (name, run) in enumerate(runs.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        losses.append(Series(f"{name}: training", curve(run.log, "loss"), colour=colour))
-        losses.append(Series(f"{name}: evaluation", curve(run.log, "eval_loss"), colour=colour, hollow=True))
-    losses = [one for one in losses if one.points]
-    log = bool(losses) and all(value > 0 for one in losses for _, value in one.points)
-    axis = Axis("loss per token, logarithmic" if log else "loss per token", log=log)
-    drawn = chart(losses, Axis("optimizer step"), axis)
-    figures.append(Figure(drawn, "Loss in training and on the validation split."))
+    told = {"loss": "training", "eval_loss": "evaluation"}
+    losses = {name: [series_of(runs, i, name, f": {word}") for i in range(len(runs))] for name, word in told.items()}
+    if len(runs) > TOGETHER:
+        charts = [(series, f"Loss in {told[name]}.") for name, series in losses.items()]
+    else:
+        both = [one for pair in zip(*losses.values(), strict=True) for one in pair]
+        charts = [(both, "Loss in training and on the validation split.")]
+    figures = [Figure(loss_chart(series), caption) for series, caption in charts]
     for name in evaluated(runs):
-        series = [Series(run_name, curve(run.log, name)) for run_name, run in runs.items()]
+        series = [series_of(runs, i, name, "") for i in range(len(runs))]
         shown = name.removeprefix("eval_")
         figures.append(Figure(chart(series, Axis("optimizer step"), Axis(shown)), f"{shown} on the validation split."))
     return figures
+
+
+def series_of(runs: dict[str, Training], place: int, name: str, word: str) -> Series:
+    """A figure of one run's log, in the colour of the run."""
+    run_name = list(runs)[place]
+    points = curve(runs[run_name].log, name)
+    return Series(run_name + word, points, colour=COLOURS[place % len(COLOURS)], hollow=name == "eval_loss")
+
+
+def loss_chart(series: list[Series]) -> str:
+    """Losses over steps, by their logarithms where all are above 0."""
+    values = [value for one in series for _, value in one.points]
+    log = all(value > 0 for value in values)
+    axis = Axis("loss per token, logarithmic" if log else "loss per token", log=log)
+    return chart([one for one in series if one.points], Axis("optimizer step"), axis)
 
 
 def evaluated(runs: dict[str, Training]) -> list[str]:

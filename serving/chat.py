@@ -1,7 +1,7 @@
 """A terminal chat: the answer as it comes, and under it what it was given from the graph."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from serving.flags import load, parser
@@ -18,10 +18,15 @@ def chat(argv: Sequence[str]) -> None:
     flags = parser("chat", "Ask in the terminal. Ctrl-D or Ctrl-C ends it.")
     flags.add_argument("--question", help="answer this one and end")
     flags.add_argument("--without_graph", action="store_true", help="the model sees the bare question")
+    flags.add_argument("--node", help="talk about the node of this name, in turns: answers know what was said before")
     arguments = flags.parse_args(argv)
     pipeline = load(arguments)
+    asked = [arguments.question] if arguments.question else questions()
     try:
-        for question in [arguments.question] if arguments.question else questions():
+        if arguments.node is not None:
+            talk(pipeline, None if arguments.without_graph else pipeline.about(arguments.node), asked)
+            return
+        for question in asked:
             show(pipeline, question, arguments.without_graph)
     except KeyboardInterrupt:
         print()
@@ -39,6 +44,17 @@ def questions() -> Iterator[str]:
             break
         if line.strip():
             yield line.strip()
+
+
+def talk(pipeline: "GraphQAPipeline", evidence: "Evidence | None", asked: Iterable[str]) -> None:
+    """Prints what the graph says about the node, then each answer while it comes."""
+    if evidence is not None:
+        print(*map(harmless, lines(evidence)), "", sep="\n", flush=True)
+    conversation = pipeline.converse(evidence)
+    for question in asked:
+        for piece in conversation.stream(question):
+            print(harmless(piece), end="", flush=True)
+        print(flush=True)
 
 
 def show(pipeline: "GraphQAPipeline", question: str, without_graph: bool) -> None:

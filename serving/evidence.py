@@ -216,6 +216,18 @@ class EvidenceFinder:
         documents = self._documents(question, seeds or subgraph.nodes[:TOP_K].tolist())
         return described(self.graph, subgraph, seeds, documents, method, pair is None or pair.text)
 
+    def about(self, name: str) -> Evidence:
+        """What the graph says about a node: the subgraph that retrieval finds from it.
+
+        Raises:
+            ValueError: no node has this name.
+        """
+        seeds = self._linker.named(name)
+        if not seeds:
+            raise ValueError(f"no node of {self.graph.path} is called {name!r}; give a name as the graph has it")
+        ((subgraph, _),) = self._retriever(name, seeds).retrieve([name], [seeds])
+        return described(self.graph, subgraph, seeds, self._documents(name, seeds), self.plan.method, True)
+
     def _retriever(self, question: str, seeds: Sequence[int]) -> Retriever:
         """Reads vectors only where the method or a question without a name needs them."""
         by_vector = not seeds or self.plan.seed_source != "linked" or self.plan.method in ("similarity", "pcst", "gfm")

@@ -7,6 +7,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from evaluation.trained import longest_prompt, shown_in_training, trained_with
 from modeling_graphllm import HUB_ARGUMENTS, GraphLLMForConditionalGeneration
 from processing_graphllm import GraphLLMProcessor
 from serving.answering import Message, answer_texts, stream_text
+from serving.conversation import Conversation
 from serving.evidence import Evidence, EvidenceFinder
 
 BATCH = 16  # questions about one subgraph that are answered at a time
@@ -136,6 +138,14 @@ class GraphQAPipeline:
             question: what is asked. evidence: what `find` gave for it; None: no graph.
         """
         return stream_text(self.model, self.processor, self._prompt(question, evidence), **self._limits)
+
+    def about(self, name: str) -> Evidence:
+        """What the graph says about the node of this name; see `EvidenceFinder.about`."""
+        return self.finder.about(name)
+
+    def converse(self, evidence: Evidence | None) -> Conversation:
+        """A conversation of several turns about one subgraph; None: without a graph."""
+        return Conversation(self.model, self.processor, partial(self._prompt, evidence=evidence), **self._limits)
 
     def _prompt(self, question: str, evidence: Evidence | None) -> list[Message]:
         if evidence is None:

@@ -2,25 +2,23 @@
 # Searches for the best flags: finetune.py as a process a trial, then one page about them.
 #
 #   bash shells/sweep.sh                                   the demonstration: eight trials on a CPU, about MINUTES minutes
-#   bash shells/sweep.sh configs/sweep_lora.yaml -m MODEL -d DATA [any flag of finetune.py]
+#   bash shells/sweep.sh [configs/sweep.yaml] -m MODEL -d DATA [any flag of finetune.py]
 #
 # The same words in another shell, with its own CUDA_VISIBLE_DEVICES, are one more worker; after a stop or a kill they go
-# on. OUTPUT (output/sweep) in the environment is the sweep's folder: sweep.json, best.yaml, a folder a trial, report.html.
+# on. OUTPUT (output/sweep) in the environment is the sweep's folder: sweep.json, best.yaml, a folder a trial, report.html;
+# RESULT a file to record what was found, with commit and machine.
 set -euo pipefail
 script="$(cd "$(dirname "$0")" && pwd)/$(basename "$0")"
 source "$(dirname "$script")/common.sh"
 hide_key "$script" "$@"
 
-output="${OUTPUT:-output/sweep}"
-prepare
-[[ -n "${DRY_RUN:-}" ]] || install sweep optuna
+output="${OUTPUT:-output/sweep}" demonstration="" file=configs/sweep.yaml words=()
 if (($# == 0)); then
-    say "No argument: the demonstration, on a CPU. bash shells/sweep.sh FILE.yaml -m MODEL -d DATA searches for yours."
-    on_one_core
-    [[ -f output/demo/data/graph/manifest.json ]] || run -m data_processor.demo --output output/demo/data
-    set -- configs/sweep_demo.yaml
+    demonstration=1 file=configs/sweep_demo.yaml
+elif [[ "$1" == *.yaml || "$1" == *.yml ]]; then
+    file="$1"
+    shift
 fi
-words=()
 while (($#)); do
     case "$1" in
         -m | --model) words+=(--model_name_or_path "${2:?$1 needs a model}"); shift 2 ;;
@@ -29,5 +27,12 @@ while (($#)); do
         *) words+=("$1"); shift ;;
     esac
 done
-run -m training.sweep "${words[@]}" --output_dir "$output"
+prepare
+[[ -n "${DRY_RUN:-}" ]] || install sweep optuna
+if [[ -n "$demonstration" ]]; then
+    say "No argument: the demonstration, on a CPU. bash shells/sweep.sh -m MODEL -d DATA searches for yours."
+    on_one_core
+    [[ -f output/demo/data/graph/manifest.json ]] || run -m data_processor.demo --output output/demo/data
+fi
+run -m training.sweep "$file" ${words[@]+"${words[@]}"} --output_dir "$output" ${RESULT:+--result "$RESULT"}
 run -m evaluation report "$output" --output "$output/report.html"

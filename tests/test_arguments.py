@@ -183,7 +183,7 @@ ROWS = {
     "missing data": lambda t: ({"data_path": [str(t / "nowhere")]}, CPU),
     "several data sets": lambda t: ({"data_path": [str(t), str(t)]}, CPU),
     "file instead of a graph": lambda t: ({**RETRIEVER, "data_path": [str(t / "data.json")]}, CPU),
-    "language model of a graph retriever": lambda t: (
+    "language model of a stage without one": lambda t: (
         {**RETRIEVER, "data_path": [str(t)], "model_name_or_path": "m"},
         CPU,
     ),
@@ -192,6 +192,15 @@ ROWS = {
         CPU,
     ),
     "questions per batch": lambda t: ({"questions_per_batch": 0}, CPU),
+    "nodes per batch": lambda t: ({"nodes_per_batch": 0}, CPU),
+    "divided encoder": lambda t: (
+        {**RETRIEVER, "stage": "graph", "data_path": [str(t)], "deepspeed": "ds_configs/zero2.json"},
+        CPU,
+    ),
+    "node states on the Hub": lambda t: (
+        {**RETRIEVER, "stage": "graph", "data_path": [str(t)], "push_to_hub": True, "hub_model_id": "a/b"},
+        CPU,
+    ),
     "ZeRO-3 of a graph retriever": lambda t: (
         {**RETRIEVER, "data_path": [str(t)], "deepspeed": "ds_configs/zero3.json"},
         CPU,

@@ -15,6 +15,7 @@ import yaml
 from training.arguments import ROOMS, _Parser, yaml_flags
 from training.engines import markdown_table
 from training.reach import reach
+from training.sweep_plan import read_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 SHELLS = sorted([*(ROOT / "shells").glob("*.sh"), *(ROOT / "shells").glob("*.sbatch")])
@@ -203,6 +204,24 @@ def test_every_recipe_says_its_command_and_its_keys_parse(path):
     assert isinstance(yaml.safe_load(text), dict)
     if any("finetune" in line for line in named) and "accelerate launch" not in header:
         yaml_flags(str(path), known_flags())
+
+
+def test_the_sweep_shell_hands_on_file_and_flags():
+    printed = shell("shells/sweep.sh", "-m", "M", "-d", "D E", "--lora_r", "4", OUTPUT="O").splitlines()
+    assert shlex.split(printed[0]) == [
+        *("python", "-m", "training.sweep", "configs/sweep.yaml", "--model_name_or_path", "M", "--data_path", "D E"),
+        *("--lora_r", "4", "--output_dir", "O"),
+    ]
+    assert printed[1] == "python -m evaluation report O --output O/report.html"
+    assert "training.sweep configs/sweep_demo.yaml --output_dir output/sweep" in shell("shells/sweep.sh")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("sweep*.yaml")), ids=lambda path: path.name)
+def test_every_sweep_is_a_plan_whose_flags_exist(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    plan = read_plan(path, {})
+    named = [plan.recipe, plan.trial_flags, *(flags for stage in plan.stages for flags in (stage.flags, stage.space))]
+    assert {name for flags in named for name in flags} <= known_flags()
 
 
 @pytest.mark.parametrize("path", DS_CONFIGS, ids=lambda path: path.name)

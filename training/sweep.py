@@ -39,12 +39,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = argparse.ArgumentParser(prog="python -m training.sweep", description=(__doc__ or "").split("\n")[0])
     words.add_argument("file", help="YAML: recipe, objectives, stages; see configs/sweep_demo.yaml")
     words.add_argument("--output_dir", help="instead of the file's: the sweep's folder, shared by all workers")
+    words.add_argument("--result", type=Path, help="also record what was found, with commit and machine, in this file")
     arguments, rest = words.parse_known_args(argv)
     try:
         if importlib.util.find_spec("optuna") is None:
             raise ValueError("A sweep needs Optuna: pip install optuna")
         plan = read_plan(arguments.file, given_flags(rest), arguments.output_dir)
-        print(run_sweep(plan))
+        print(run_sweep(plan, arguments.result))
     except (ValueError, OSError) as error:
         print(f"sweep: {error}", file=sys.stderr)
         sys.exit(2)
@@ -80,9 +81,13 @@ def typed(word: str) -> int | float | str:
     return word
 
 
-def run_sweep(plan: Plan) -> Path:
-    """Works on every stage until all of its trials have ended, and returns the file of the best flags."""
-    from training.sweep_record import stage_record, told, write_best, write_sweep
+def run_sweep(plan: Plan, result: Path | None = None) -> Path:
+    """Works on every stage until all of its trials have ended, and returns the file of the best flags.
+
+    Args:
+        result: a file as those of results/ to write, too.
+    """
+    from training.sweep_record import stage_record, told, write_best, write_result, write_sweep
     from training.sweep_study import StageStudy, place
 
     if len(plan.objectives) > 1:
@@ -105,6 +110,8 @@ def run_sweep(plan: Plan) -> Path:
         records[-1] = stage_record(study, flags)
         write_best(plan, "best", *min(ends)[2:])
         write_sweep(plan, study, records)
+    if result is not None:
+        write_result(plan, records, result)
     return plan.output_dir / "best.yaml"
 
 

@@ -1,5 +1,6 @@
 """What a sweep leaves: sweep.json for its page, best_STAGE.yaml and best.yaml for finetune.py."""
 
+from pathlib import Path
 from typing import Any
 
 from data_processor.schema import whole_lines, write_json
@@ -63,3 +64,20 @@ def write_best(plan: Plan, name: str, flags: Flags, comment: str) -> None:
     path = plan.output_dir / f"{name}.yaml"
     given = flags | {"output_dir": str(plan.output_dir / name)}
     write_flags(path, given, f"{comment}\n  python finetune.py {path}")
+
+
+def write_result(plan: Plan, stages: list[dict[str, Any]], path: Path) -> None:
+    """What results/ keeps of a sweep: how its trials ended, the best of each stage, the minutes of all trials."""
+    from training.record import commit, machine
+
+    trials = [trial for stage in stages for trial in stage["trials"]]
+    metrics: dict[str, float] = {"trials": len(trials)}
+    for state in ("complete", "pruned", "failed"):
+        metrics[state] = sum(trial["state"] == state for trial in trials)
+    for stage in stages:
+        best = stage["trials"][stage["best"]]
+        metrics |= {f"{stage['name']}/{name}": value for name, value in best["values"].items()}
+    write_json(path, {
+        "command": f"RESULT={path} bash shells/sweep.sh {plan.file}", "commit": commit(), "machine": machine(),
+        "minutes": round(sum(trial["minutes"] for trial in trials), 1), "seeds": [plan.seed], "metrics": metrics,
+    })  # fmt: skip

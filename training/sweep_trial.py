@@ -124,6 +124,7 @@ def measured(plan: Plan, folder: Path, took: float) -> Outcome:
             f"{folder}/metrics.json has no {absent[0]!r}. It has: {', '.join(sorted(metrics))}. Correct the "
             "objectives or the flags (do_eval, do_predict), and remove the sweep's folder."
         )
+    took = metrics.get("minutes", took)  # of the training, also where another process saw its end
     values = {name: float(metrics[name]) for name in plan.objectives}
     broken = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if broken:
