@@ -19,10 +19,12 @@ from training.engines import RunningEngine
 from training.hub import publish_folder, publish_output, published_checkpoints, reserve_for
 from training.inspect_step import inspected
 from training.launch import start
+from training.log_lines import LogLines
 from training.optimizer import GroupedOptimizer
 from training.parts import Parts
 from training.record import table, write_metrics
 from training.resume import begin, resume_point
+from training.run_cost import reading, sizes
 from training.stages import STAGES
 
 logger = logging.getLogger(__name__)
@@ -56,9 +58,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if arguments.training.inspect_step is not None:
         print(inspected(trainer, arguments.training))
         return {}
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Any] = sizes(parts.model)
     if arguments.training.do_train:
         metrics |= trainer.train(resume_from_checkpoint=checkpoint).metrics
+        metrics |= reading(trainer.state.log_history)
         stage.save(arguments, parts, trainer)
     if arguments.training.do_eval:
         metrics |= trainer.evaluate()
@@ -83,7 +86,7 @@ def build_trainer(arguments: Arguments, parts: Parts) -> Trainer:
     if any(rate is not None for rate in rates.values()):
         grouped = GroupedOptimizer, {"arguments": training, **rates}
     limit, training.save_total_limit = training.save_total_limit, None
-    trusted = FiniteSteps(), SeededLengthGroups(), WholeCheckpoints(parts.write_companions, limit)
+    trusted = FiniteSteps(), SeededLengthGroups(), WholeCheckpoints(parts.write_companions, limit), LogLines()
     published = published_checkpoints(arguments)
     trainer = Trainer(
         model=parts.model,

@@ -23,11 +23,13 @@ from torch import Tensor, nn
 from torch_geometric.nn import GATConv, GCNConv, GraphNorm, MessagePassing, SAGEConv, TransformerConv
 from torch_geometric.nn.dense.linear import Linear as PyGLinear
 from torch_geometric.typing import OptTensor
-from torch_geometric.utils import scatter
+from torch_geometric.utils import scatter, to_dense_batch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    Blip2QFormerConfig,
+    Blip2QFormerModel,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
@@ -39,6 +41,11 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import cached_file
 
 IGNORE_INDEX = -100
+ONE_STATE = (
+    "{}, so that a Q-Former would attend to a single state: its attention is constant then and its queries see one "
+    "affine image of the vector. Use --graph_readout mean with --graph_projector linear or mlp, which say as much for "
+    "a thirtieth of the work, or --states_per_vector 8."
+)
 GRAPH_INPUTS = ("graph_node_features", "graph_edge_index", "graph_edge_features", "graph_batch", "graph_embeds")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 QUANTIZATION_ATTRIBUTES = (
@@ -65,13 +72,20 @@ class GraphConfig(PreTrainedConfig):
         bidirectional: messages also flow against the edges; the features of a reversed edge are shifted by a learned
             vector.
         readout: `mean` over the nodes of a graph to `num_tokens` tokens; `nodes`: one token for each of its first
-            `max_nodes` nodes; `ho` and `nd`: the neighbourhood of its first node in a fixed order without parameters
-            (LLaGA, arXiv 2402.08170, section 3.1), see `hop_states` and `tree_states`.
-        num_tokens: of one graph; by default 8 with `mean`, 5 with `ho` (four hops), 111 with `nd` (ten neighbours and
-            ten of each of them).
+            `max_nodes` nodes; `qformer`: `num_tokens` learned queries over the states of these nodes (`GraphQFormer`);
+            `ho` and `nd`: the neighbourhood of its first node in a fixed order without parameters (LLaGA, arXiv
+            2402.08170, section 3.1), see `hop_states` and `tree_states`.
+        num_tokens: of one graph; by default 8 with `mean`, 32 with `qformer`, 5 with `ho` (four hops), 111 with `nd`
+            (ten neighbours and ten of each of them).
         projector: `linear`; `mlp` (Linear, sigmoid, Linear: G-Retriever); `ffn` (LayerNorm, Linear, GELU, dropout,
             Linear, dropout, LayerNorm whose weight starts at `projector_scale`: qlora_graphrag).
         projector_hidden_dim, projector_dropout, projector_scale: of the projector.
+        qformer_dim, qformer_num_layers, qformer_num_heads, qformer_intermediate_dim, qformer_dropout: of the Q-Former.
+        cross_attention_every: every so many layers of it, from the first on, read the graph.
+        state_layers: `last`: a node has one state, that after the last layer of the encoder; `all`: one after each
+            layer, the first projection included.
+        states_per_vector: linear images of each state that the queries choose from; more than 1 where graphs have one
+            node, as attention over a single state is constant.
         token_dropout: share of graphs whose tokens are all zeroed in training, so that the model knows what a missing
             graph looks like, and evaluation with zeroed tokens measures what graphs say.
 
@@ -99,16 +113,25 @@ class GraphConfig(PreTrainedConfig):
     projector_dropout: float = 0.05
     projector_scale: float = 0.1
     token_dropout: float = 0.0
+    qformer_dim: int = 768
+    qformer_num_layers: int = 12
+    qformer_num_heads: int = 12
+    qformer_intermediate_dim: int = 3072
+    qformer_dropout: float = 0.1
+    cross_attention_every: int = 2
+    state_layers: str = "last"
+    states_per_vector: int = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self.aggregations = self.aggregations or ["sum", "max", "mean", "var"]
-        self.num_tokens = self.num_tokens or {"ho": 5, "nd": 111}.get(self.readout, 8)
+        self.num_tokens = self.num_tokens or {"qformer": 32, "ho": 5, "nd": 111}.get(self.readout, 8)
         for name, value, allowed in (
             ("encoder", self.encoder, [*CONVOLUTIONS, "none"]),
             ("norm", self.norm, ["layer", "graph"]),
-            ("readout", self.readout, ["mean", "nodes", "ho", "nd"]),
+            ("readout", self.readout, ["mean", "nodes", "qformer", "ho", "nd"]),
             ("projector", self.projector, ["linear", "mlp", "ffn"]),
+            ("state_layers", self.state_layers, ["last", "all"] if self.readout == "qformer" else ["last"]),
         ):
             if value not in allowed:
                 raise ValueError(f"The graph {name} {value!r} is not known. Choose one of {', '.join(allowed)}.")
@@ -117,6 +140,8 @@ class GraphConfig(PreTrainedConfig):
                 f"hidden_dim {self.hidden_dim} cannot be split over {self.num_heads} heads. Choose a multiple of "
                 f"num_heads."
             )
+        if self.readout == "qformer" and self.max_nodes * self.num_states * self.states_per_vector == 1:
+            raise ValueError(ONE_STATE.format("max_nodes is 1"))
 
         if self.readout == "nd" and 1 + self.branches + self.branches**2 != self.num_tokens:
             raise ValueError(
@@ -132,6 +157,11 @@ class GraphConfig(PreTrainedConfig):
     @property
     def output_dim(self) -> int:
         return self.feature_dim if self.encoder == "none" else self.hidden_dim
+
+    @property
+    def num_states(self) -> int:
+        """States of a node that the Q-Former reads."""
+        return self.num_layers + 1 if self.state_layers == "all" and self.encoder != "none" else 1
 
     @property
     def tokens_per_vector(self) -> int:
@@ -241,7 +271,8 @@ class GraphEncoder(nn.Module):
 
     A node whose features are all zero starts from a learned null vector; an empty graph travels as one such node.
 
-    Shapes: (N, F), (2, E), (E, F') or None, (N,) -> (N, D); with `encoder="none"` (N, F) -> (N, F)
+    Shapes: (N, F), (2, E), (E, F') or None, (N,) -> (N, D); with `encoder="none"` (N, F) -> (N, F); with
+    `state_layers="all"` the states after all layers side by side, (N, S * D)
     """
 
     def __init__(self, config: GraphConfig) -> None:
@@ -266,7 +297,7 @@ class GraphEncoder(nn.Module):
         has_features = x.any(dim=-1, keepdim=True)  # (N, 1)
         hidden = x if self.config.encoder == "none" else self.node_projection(x)  # (N, D)
         hidden = torch.where(has_features, hidden, self.null_node.to(hidden.dtype))
-        edges = self._edges(edge_index, edge_features)
+        edges, states = self._edges(edge_index, edge_features), [hidden]
         for convolution, layer_norm in zip(self.convolutions, self.layer_norm, strict=True):
             update = convolution(hidden, *edges)
             if self.config.norm == "graph":  # counts nodes, see _read_out
@@ -274,7 +305,8 @@ class GraphEncoder(nn.Module):
             else:
                 update = layer_norm(update)
             hidden = hidden + F.dropout(F.relu(update), self.config.dropout, self.training)
-        return hidden
+            states.append(hidden)
+        return torch.cat(states, dim=-1) if self.config.state_layers == "all" else hidden
 
     def _edges(self, edge_index: Tensor, edge_features: Tensor | None) -> tuple[Tensor, ...]:
         """The convolution's edge arguments, reversed edges included."""
@@ -301,30 +333,88 @@ class GraphEncoder(nn.Module):
             raise ValueError(f"Edge features have shape {given}, the encoder needs {needed}: one row per edge.")
 
 
+class QFormerModel(Blip2QFormerModel):
+    _no_split_modules = ["Blip2QFormerLayer"]  # the inherited list names classes that a Q-Former alone does not have
+
+
+class GraphQFormer(nn.Module):
+    """Learned queries over the set of a graph's states: the Q-Former of BLIP-2 (arXiv 2301.12597, section 3.1).
+
+    A learned vector marks the states of the first node, which the graph is about, and one each layer of the encoder.
+
+    Args:
+        config: of the graph.
+        reads_text: with the feed-forward networks of text, for the passes of the alignment.
+
+    Shapes: (M, S * D), (M,) -> (G, K, W)
+    """
+
+    def __init__(self, config: GraphConfig, reads_text: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        width, spread = config.output_dim, config.states_per_vector
+        self.queries = nn.Parameter(torch.empty(config.num_tokens, config.qformer_dim))
+        self.marks = nn.Parameter(torch.empty(config.num_states + 1, width))
+        self.layer_norm = nn.LayerNorm(width)
+        self.spread = nn.Linear(width, width * spread) if spread > 1 else nn.Identity()
+        settings = Blip2QFormerConfig(
+            hidden_size=config.qformer_dim,
+            num_hidden_layers=config.qformer_num_layers,
+            num_attention_heads=config.qformer_num_heads,
+            intermediate_size=config.qformer_intermediate_dim,
+            hidden_dropout_prob=config.qformer_dropout,
+            attention_probs_dropout_prob=config.qformer_dropout,
+            cross_attention_frequency=config.cross_attention_every,
+            encoder_hidden_size=width,
+            use_qformer_text_input=reads_text,
+            # BERT's .02 at its width of 768; at a small width it would all but silence every layer
+            initializer_range=0.02 * (768 / config.qformer_dim) ** 0.5,
+        )
+        self.model = QFormerModel(settings)
+
+    def forward(self, vectors: Tensor, graph_of_vector: Tensor) -> Tensor:
+        states, mask = self.states(vectors, graph_of_vector)
+        queries = self.queries.expand(len(states), -1, -1)
+        return self.model(queries, encoder_hidden_states=states, encoder_attention_mask=mask).last_hidden_state
+
+    def states(self, vectors: Tensor, graph_of_vector: Tensor) -> tuple[Tensor, Tensor]:
+        """The states of each graph, padded, and which are some. (M, S * D), (M,) -> (G, L, D), (G, L) bool"""
+        first = torch.ones_like(graph_of_vector, dtype=torch.bool)  # (M,)
+        first[1:] = graph_of_vector[1:] != graph_of_vector[:-1]
+        states = self.layer_norm(vectors.unflatten(-1, (self.config.num_states, -1)))  # (M, S, D)
+        states = states + self.marks[1:] + first[:, None, None] * self.marks[0]
+        states = self.spread(states).reshape(-1, self.config.output_dim)  # (M * S * spread, D)
+        return to_dense_batch(states, graph_of_vector.repeat_interleave(len(states) // len(vectors)))
+
+
 class GraphProjector(nn.Module):
     """Vectors of the read-out -> tokens of the language model.
 
-    Shapes: (M, D) -> (M * tokens_per_vector, H)
+    Shapes: (M, D), (M,) -> (M * tokens_per_vector, H); with `readout="qformer"` (M, S * D), (M,) -> (G * K, H)
     """
 
     def __init__(self, config: GraphConfig, output_dim: int) -> None:
         super().__init__()
         self.output_dim = output_dim
+        self.qformer = GraphQFormer(config) if config.readout == "qformer" else None
+        inputs = config.qformer_dim if config.readout == "qformer" else config.output_dim
         inner, outputs = config.projector_hidden_dim, config.tokens_per_vector * output_dim
         self.layer_norm = None
         if config.projector == "linear":
-            self.layers = nn.Sequential(nn.Linear(config.output_dim, outputs))
+            self.layers = nn.Sequential(nn.Linear(inputs, outputs))
         elif config.projector == "mlp":
-            self.layers = nn.Sequential(nn.Linear(config.output_dim, inner), nn.Sigmoid(), nn.Linear(inner, outputs))
+            self.layers = nn.Sequential(nn.Linear(inputs, inner), nn.Sigmoid(), nn.Linear(inner, outputs))
         else:
             drop = config.projector_dropout
             self.layers = nn.Sequential(
-                nn.LayerNorm(config.output_dim), nn.Linear(config.output_dim, inner), nn.GELU(), nn.Dropout(drop),
+                nn.LayerNorm(inputs), nn.Linear(inputs, inner), nn.GELU(), nn.Dropout(drop),
                 nn.Linear(inner, outputs), nn.Dropout(drop),
             )  # fmt: skip
             self.layer_norm = ScaledLayerNorm(output_dim, config.projector_scale)
 
-    def forward(self, vectors: Tensor) -> Tensor:
+    def forward(self, vectors: Tensor, graph_of_vector: Tensor) -> Tensor:
+        if self.qformer is not None:
+            vectors = self.qformer(vectors, graph_of_vector).flatten(0, 1)  # (G * K, W)
         tokens = self.layers(vectors).view(-1, self.output_dim)  # (M * tokens_per_vector, H)
         return tokens if self.layer_norm is None else self.layer_norm(tokens)
 
@@ -380,6 +470,9 @@ class GraphLLMPreTrainedModel(PreTrainedModel):
             init.normal_(module.null_node, std=module.config.output_dim**-0.5)
             if "reverse_edge" in module._parameters:
                 init.normal_(module.reverse_edge, std=module.config.hidden_dim**-0.5)
+        elif isinstance(module, GraphQFormer):
+            init.normal_(module.queries, std=0.02)
+            init.normal_(module.marks)
         elif isinstance(module, ScaledLayerNorm):
             init.constant_(module.weight, module.scale)
             init.zeros_(module.bias)
@@ -611,7 +704,7 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
             graph_edge_features = graph_edge_features.to(dtype)
         hidden = self.graph_encoder(graph_node_features.to(dtype), graph_edge_index, graph_edge_features, graph_batch)
         vectors, graph_of_vector = self._read_out(hidden, graph_edge_index, graph_batch)
-        return self._drop_graphs(self.graph_projector(vectors), graph_of_vector)
+        return self._drop_graphs(self.graph_projector(vectors, graph_of_vector), graph_of_vector)
 
     def _read_out(self, hidden: Tensor, edge_index: Tensor, graph_batch: Tensor) -> tuple[Tensor, Tensor]:
         """The vectors that become tokens, and the graph of each. (N, D), (2, E), (N,) -> (M, D), (M,)"""
@@ -629,19 +722,18 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
             # in float32: a count of ones in bfloat16 stops at 256 nodes
             pooled = scatter(hidden.float(), graph_batch, dim=0, reduce="mean").to(hidden.dtype)  # (G, D)
             return pooled, torch.arange(len(pooled), device=hidden.device)
-        sizes = torch.bincount(graph_batch)  # (G,)
-        position = torch.arange(len(graph_batch), device=graph_batch.device) - (sizes.cumsum(0) - sizes)[graph_batch]
-        kept = position < self.config.graph_config.max_nodes  # (N,)
+        kept = first_nodes(graph_batch, self.config.graph_config.max_nodes)  # (N,)
         return hidden[kept], graph_batch[kept]
 
     def _drop_graphs(self, tokens: Tensor, graph_of_vector: Tensor) -> Tensor:
         """In training, zeroes all tokens of a share of the graphs. (tokens, H) -> (tokens, H)"""
-        rate = self.config.graph_config.token_dropout
-        if not self.training or rate == 0:
+        graph = self.config.graph_config
+        if not self.training or graph.token_dropout == 0:
             return tokens
-        graph_of_token = graph_of_vector.repeat_interleave(self.config.graph_config.tokens_per_vector)
-        stays = torch.rand(int(graph_of_vector[-1]) + 1, device=tokens.device) >= rate  # (G,)
-        return tokens * stays[graph_of_token].unsqueeze(-1)
+        stays = torch.rand(int(graph_of_vector[-1]) + 1, device=tokens.device) >= graph.token_dropout  # (G,)
+        if graph.readout == "nodes":
+            return tokens * stays[graph_of_vector].unsqueeze(-1)
+        return tokens * stays.repeat_interleave(graph.num_tokens).unsqueeze(-1)
 
     def encode_graphs(self, input_ids: Tensor, **graph_inputs: Tensor | None) -> Tensor:
         """The graph tokens of each sample, batch first: what `generate` computes once and beams may repeat.
@@ -835,6 +927,13 @@ def _load_language_model(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(name_or_path, **hub)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     return auto.from_pretrained(name_or_path, **kwargs)
+
+
+def first_nodes(graph_batch: Tensor, most: int) -> Tensor:
+    """Which nodes are among the first `most` of their graph. (N,) ascending -> (N,) bool"""
+    sizes = torch.bincount(graph_batch)  # (G,)
+    position = torch.arange(len(graph_batch), device=graph_batch.device) - (sizes.cumsum(0) - sizes)[graph_batch]
+    return position < most
 
 
 def hop_states(hidden: Tensor, edge_index: Tensor, hops: int) -> Tensor:

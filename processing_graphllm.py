@@ -109,7 +109,7 @@ class GraphLLMProcessor(ProcessorMixin):
         """The special tokens that close an assistant's turn in this template: where `generate` must stop."""
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         closing = [i for i in self._encode_once(turns)["labels"] if i != IGNORE_INDEX]
-        return sorted({*closing} & {*self.tokenizer.all_special_ids})
+        return sorted({*closing} & {*self.tokenizer.all_special_ids} - {self.tokenizer.unk_token_id})
 
     # ---------------------------------------------------------------------------------------------- one example
     def encode(self, messages: list[Message], max_length: int | None = None) -> dict[str, Any]:
@@ -380,10 +380,10 @@ def _items(message: Message) -> list[dict[str, Any]]:
 
 def _with_graphs(batch: dict[str, torch.Tensor], examples: list[dict[str, Any]]) -> BatchFeature:
     graphs = [graph for example in examples for graph in example["graphs"]]
-    return BatchFeature({**batch, **_union(graphs)} if graphs else batch)
+    return BatchFeature({**batch, **join_graphs(graphs)} if graphs else batch)
 
 
-def _union(graphs: list[Graph]) -> dict[str, torch.Tensor]:
+def join_graphs(graphs: list[Graph]) -> dict[str, torch.Tensor]:
     """One disconnected graph of several; an empty graph travels as one node without features (all zero)."""
     features, edges, sizes, offset = [], [], [], 0
     for graph in graphs:

@@ -18,6 +18,7 @@ from data_processor.importers import IMPORTERS
 from data_processor.inspection import inspect_question
 from data_processor.link_questions import add_ask_links
 from data_processor.node_vectors import embed_with
+from data_processor.produce_command import add_describe, add_export, add_produce
 from data_processor.retrieval import METHODS
 from data_processor.retrieval.folder import link_folder, node_index, retrieve_folder
 from data_processor.retrieval.gfm import hides_seeds, reads_tokens
@@ -47,6 +48,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_ask_links(commands)
     add_collect(commands)
     add_extract(commands)
+    add_produce(commands)
+    add_describe(commands)
+    add_export(commands)
     return parser.parse_args(argv)
 
 

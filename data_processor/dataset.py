@@ -1,4 +1,4 @@
-"""Dataset folders and conversations -> training examples: the first place where examples become tensors.
+"""Questions and conversations -> training examples: the first place where examples become tensors.
 
 dataset = GraphQADataset("DATA", "train")
 dataset[0]["messages"]                                   # what a user of the processor would write by hand
@@ -21,7 +21,23 @@ from data_processor.graph_store import KnowledgeGraph, SubgraphStore
 from data_processor.schema import QAPair, Subgraph, read_qa
 
 ANSWER_SEPARATOR = " | "
+# tokens that are learnt and the same in every prompt: the null vector of a reader that sees no graph
+SOFT_PROMPT = {"node_features": torch.zeros(0, 1), "edge_index": torch.zeros(2, 0, dtype=torch.long)}
 Example = dict[str, Any]
+Message = dict[str, Any]
+
+
+def user_message(question: str, facts: str = "", graphs: Sequence[dict[str, torch.Tensor]] = ()) -> Message:
+    """The user's turn: graphs, facts as text, the question."""
+    content: list[dict[str, Any]] = [{"type": "graph", "graph": graph} for graph in graphs]
+    # apart from the question: if both are too long, the facts lose their last rows and the question stays
+    content += [{"type": "text", "text": f"{facts}\n"}] if facts else []
+    return {"role": "user", "content": [*content, {"type": "text", "text": question}]}
+
+
+def assistant_message(answers: Sequence[str]) -> Message:
+    """The assistant's turn: all answers."""
+    return {"role": "assistant", "content": [{"type": "text", "text": ANSWER_SEPARATOR.join(answers)}]}
 
 
 class PromptWriter:
@@ -34,6 +50,7 @@ class PromptWriter:
         text_style: `triples` or `tables`, see `KnowledgeGraph.to_text`.
         max_text_tokens: whole rows of the text, worst score first, are left out until it fits.
         tokenizer: counts those tokens.
+        soft_prompt: put learned tokens where a graph would stand.
 
     Raises:
         ValueError: the graph has no features.
@@ -47,6 +64,7 @@ class PromptWriter:
         text_style: str = "triples",
         max_text_tokens: int | None = None,
         tokenizer: Any = None,
+        soft_prompt: bool = False,
     ) -> None:
         if use_graph and graph.node_features is None:
             raise ValueError(
@@ -55,15 +73,16 @@ class PromptWriter:
             )
         self.graph, self.use_graph, self.use_text = graph, use_graph, use_text
         self.text_style, self.max_text_tokens, self.tokenizer = text_style, max_text_tokens, tokenizer
+        self.soft_prompt = soft_prompt
 
     def prompt(self, question: str, subgraph: Subgraph, text: bool = True) -> dict[str, Any]:
         """The user's message: the graph, then the facts as text (not with `text=False`), then the question."""
-        content = [{"type": "graph", "graph": self.tensors(subgraph)}] if self.use_graph else []
         facts = self._facts(subgraph) if self.use_text and text else ""
-        # apart from the question: if both are too long, the facts lose their last rows and the question stays
-        content += [{"type": "text", "text": f"{facts}\n"}] if facts else []
-        content.append({"type": "text", "text": question})
-        return {"role": "user", "content": content}
+        return user_message(question, facts, self.graphs(subgraph))
+
+    def graphs(self, subgraph: Subgraph | None) -> list[dict[str, torch.Tensor]]:
+        """What stands in front of the text: the graph, or the learned tokens, or nothing."""
+        return [self.tensors(subgraph)] if self.use_graph else [SOFT_PROMPT] if self.soft_prompt else []
 
     def _facts(self, subgraph: Subgraph) -> str:
         return self.graph.to_text(subgraph, self.max_text_tokens, self.tokenizer, self.text_style).rstrip("\n")
@@ -78,6 +97,22 @@ class PromptWriter:
         }
 
 
+def read_split(folder: Path, split: str) -> tuple[Path, list[QAPair]]:
+    """The file of a split's questions, and the questions.
+
+    Raises:
+        ValueError: there is no such file, or no question in it.
+    """
+    path = folder / "qa" / f"{split}.jsonl"
+    if not path.is_file():
+        splits = sorted(file.stem for file in path.parent.glob("*.jsonl"))
+        raise ValueError(f"{folder} has no questions for {split!r}: {path} is not there. Splits: {splits}.")
+    pairs = read_qa(path)
+    if not pairs:
+        raise ValueError(f"{path} holds no question.")
+    return path, pairs
+
+
 class GraphQADataset(Dataset):
     """The questions of one split with their retrieved subgraphs.
 
@@ -87,7 +122,7 @@ class GraphQADataset(Dataset):
     Args:
         data_path: a folder with graph/, qa/{split}.jsonl and subgraphs/{split}/.
         split: train, validation or test.
-        use_graph, use_text, text_style, max_text_tokens, tokenizer: see `PromptWriter`.
+        use_graph, use_text, text_style, max_text_tokens, tokenizer, soft_prompt: see `PromptWriter`.
 
     Raises:
         ValueError: a part of the folder is missing, or the graph has no features.
@@ -102,18 +137,14 @@ class GraphQADataset(Dataset):
         text_style: str = "triples",
         max_text_tokens: int | None = None,
         tokenizer: Any = None,
+        soft_prompt: bool = False,
     ) -> None:
         folder = Path(data_path)
-        self.path = folder / "qa" / f"{split}.jsonl"
-        if not self.path.is_file():
-            splits = sorted(file.stem for file in self.path.parent.glob("*.jsonl"))
-            raise ValueError(f"{folder} has no questions for {split!r}: {self.path} is not there. Splits: {splits}.")
-        self.pairs = read_qa(self.path)
-        if not self.pairs:
-            raise ValueError(f"{self.path} holds no question.")
+        self.path, self.pairs = read_split(folder, split)
         self.graph = KnowledgeGraph.open(folder / "graph")
         self.subgraphs = SubgraphStore.open(folder / "subgraphs" / split)
-        self.writer = PromptWriter(self.graph, use_graph, use_text, text_style, max_text_tokens, tokenizer)
+        shown = (use_graph, use_text, text_style, max_text_tokens, tokenizer, soft_prompt)
+        self.writer = PromptWriter(self.graph, *shown)
 
     @property
     def feature_dim(self) -> int:
@@ -153,18 +184,17 @@ class GraphQADataset(Dataset):
         return subgraph
 
     def _messages(self, pair: QAPair, subgraph: Subgraph) -> list[dict[str, Any]]:
-        answer = [{"type": "text", "text": ANSWER_SEPARATOR.join(pair.answers)}]
-        return [self.writer.prompt(pair.question, subgraph, pair.text), {"role": "assistant", "content": answer}]
+        return [self.writer.prompt(pair.question, subgraph, pair.text), assistant_message(pair.answers)]
 
     def graphs(self, index: int) -> list[dict[str, torch.Tensor]]:
         """The graphs of item `index` in the order of its messages."""
-        return [self.writer.tensors(self.subgraph(self.pairs[index]))] if self.writer.use_graph else []
+        return self.writer.graphs(self.subgraph(self.pairs[index]) if self.writer.use_graph else None)
 
     @property
     def fingerprint(self) -> str:
         """A digest of everything that an item depends on."""
         writer = self.writer
-        settings = [writer.use_graph, writer.use_text, writer.text_style, writer.max_text_tokens]
+        settings = [writer.use_graph, writer.use_text, writer.text_style, writer.max_text_tokens, writer.soft_prompt]
         return digest(self.path.read_bytes(), self.graph.manifest, self.subgraphs.manifest, settings)
 
 

@@ -69,13 +69,20 @@ def paragraphs(world: World) -> Iterator[tuple[str, list[int]]]:
         yield text, sorted({entity, *(node for head, _, tail in facts for node in (head, tail))})
 
 
-def write_world(output: Path, splits: dict[str, Split]) -> KnowledgeGraph:
-    """Write graph/ and documents.jsonl: the worlds of all splits side by side."""
+def write_world(output: Path, splits: dict[str, Split], kinds_alone: bool = False) -> KnowledgeGraph:
+    """Write graph/ and documents.jsonl: the worlds of all splits side by side.
+
+    Args:
+        output: the dataset folder. splits: the worlds.
+        kinds_alone: the text of a node is its type, so that its embedding knows no name.
+    """
     relation_ids = {relation.name: i for i, relation in enumerate(RELATIONS)}
     nodes, edges, documents, mentions = [], [], [], []
     for split in splits.values():
         first, world = split.first_node, split.world
-        nodes += [{"name": name, "type": kind} for name, kind in zip(world.names, world.types, strict=True)]
+        texts = world.types if kinds_alone else [None] * len(world.types)
+        nodes += [{"name": name, "type": kind, "text": text}
+                  for name, kind, text in zip(world.names, world.types, texts, strict=True)]  # fmt: skip
         edges += [(first + head, relation_ids[name], first + tail) for head, name, tail in world.facts]
         for entity, (text, mentioned) in enumerate(paragraphs(world)):
             mentions += [(len(documents), first + node) for node in mentioned]
@@ -125,7 +132,7 @@ def answer_recall(pairs: list[QAPair], subgraphs: list[Subgraph]) -> float:
         for pair, subgraph in zip(pairs, subgraphs, strict=True)
         if pair.answer_nodes
     ]
-    return float(np.mean(found))
+    return float(np.mean(found)) if found else 1.0
 
 
 def write_dataset(output: Path, seed: int, questions: int) -> KnowledgeGraph:

@@ -44,6 +44,7 @@ def write_graph(
     edges: np.ndarray,
     documents: Iterable[Document] | None = None,
     document_nodes: np.ndarray | None = None,
+    may_lack_edges: bool = False,
 ) -> KnowledgeGraph:
     """Writes a graph folder (a graph that lies there is replaced) and opens it.
 
@@ -53,12 +54,13 @@ def write_graph(
         relations: {"name", "text"?}.
         edges: (E, 3) whole numbers [source, relation, target]; kept in order of source, ties in the given order.
         documents: texts behind the graph. document_nodes: (k, 2) [document, node], row numbers of both.
+        may_lack_edges: a graph of nodes alone is what was given, and no accident.
 
     Raises:
         ValueError: no nodes or no edges, an id out of range, a node or relation without a name or with an unknown key.
     """
     folder = Path(path)
-    edges = checked_edges(edges)
+    edges = checked_edges(edges, may_lack_edges)
     remove(folder, (*GRAPH_FILES, *DOCUMENT_FILES, *FEATURE_FILES, *EDGE_FEATURE_FILES))
     node_rows = record_batches(nodes, NODE_SCHEMA, "node")
     relation_rows = record_batches(relations, RELATION_SCHEMA, "relation")
@@ -79,9 +81,11 @@ def write_graph(
     return KnowledgeGraph.open(folder)
 
 
-def checked_edges(edges: np.ndarray) -> np.ndarray:
-    """Edges (E, 3) as int64, sorted by source; ValueError for another shape or type, or none at all."""
+def checked_edges(edges: np.ndarray, may_lack_edges: bool = False) -> np.ndarray:
+    """Edges (E, 3) as int64, sorted by source; ValueError for another shape or type, or none where there must be."""
     edges = np.asarray(edges)
+    if edges.size == 0 and may_lack_edges:
+        return np.zeros((0, 3), dtype=np.int64)
     if edges.size == 0:
         raise ValueError("the graph has no edges; an import needs at least one triple that can be read")
     if edges.ndim != 2 or edges.shape[1] != 3 or not np.issubdtype(edges.dtype, np.integer):
@@ -176,6 +180,31 @@ def embed_graph(
         entries["edge_sentences"] = write_edge_features(graph, cache, edge_text, batch_size)
         files += EDGE_FEATURE_FILES
     write_manifest(graph.path, entries, files)
+    return KnowledgeGraph.open(path)
+
+
+def attach_vectors(path: str | Path, vectors: np.ndarray, name: str) -> KnowledgeGraph:
+    """Gives a graph node vectors (N, F) that another program made; its relations get vectors of zeros.
+
+    Args:
+        path: a graph folder. vectors: kept as float32. name: what made them, for the manifest.
+
+    Raises:
+        ValueError: not one vector a node, or numbers that are none.
+    """
+    graph = without_features(KnowledgeGraph.open(path))
+    if vectors.ndim != 2 or len(vectors) != graph.num_nodes:
+        shape = "x".join(map(str, vectors.shape))
+        nodes = f"{graph.num_nodes} nodes of {graph.path}"
+        raise ValueError(f"vectors of shape {shape} cannot be those of the {nodes}; give one row a node, by their ids")
+    wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(wrong):
+        found = f"{len(wrong)} of {len(vectors)} vectors hold NaN or infinity, the first is that of node {wrong[0]}"
+        raise ValueError(f"{found}; make them again, or set those rows to zero, which counts as no vector")
+    write_npy(graph.path / "node_features.npy", vectors.astype(np.float32))
+    write_npy(graph.path / "relation_features.npy", np.zeros((graph.num_relations, vectors.shape[1]), np.float32))
+    entries = {**graph.manifest, "text_encoder": name, "feature_width": vectors.shape[1]}
+    write_manifest(graph.path, entries, [*entries["bytes"], *FEATURE_FILES])
     return KnowledgeGraph.open(path)
 
 

@@ -39,11 +39,8 @@ def inspect_question(data: Path, name: str, picture: Path, max_tokens: int | Non
     graph, store = KnowledgeGraph.open(data / "graph"), SubgraphStore.open(data / "subgraphs" / split)
     subgraph = store.get(name)
     text, kept, rows = graph.text_rows(subgraph, max_tokens, tokenizer)
-    edge_index, relations = graph.local(subgraph)
-    names = graph.node_name(subgraph.nodes)
-    svg = draw(names, edge_index, graph.relation_name(relations), kinds(pair, subgraph), pair.question)
     with atomic_write(picture) as temporary:
-        temporary.write_text(svg, encoding="utf-8")
+        temporary.write_text(picture_of(graph, pair, subgraph), encoding="utf-8")
     method = json.loads((store.path / MANIFEST).read_text(encoding="utf-8"))
     cut = f"; {rows - kept} cut, the worst first, to hold the text to {max_tokens} tokens" if kept < rows else ""
     lines = [
@@ -58,6 +55,13 @@ def inspect_question(data: Path, name: str, picture: Path, max_tokens: int | Non
         text,
     ]
     return "\n".join(lines)
+
+
+def picture_of(graph: KnowledgeGraph, pair: QAPair, subgraph: Subgraph, shrunk: float = 1.0) -> str:
+    """The subgraph as SVG text, the question above it, seeds and answers in colour; `shrunk` as in `draw`."""
+    edge_index, relations = graph.local(subgraph)
+    names = graph.node_name(subgraph.nodes)
+    return draw(names, edge_index, graph.relation_name(relations), kinds(pair, subgraph), pair.question, shrunk)
 
 
 def kinds(pair: QAPair, subgraph: Subgraph) -> list[str]:

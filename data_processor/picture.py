@@ -56,7 +56,12 @@ def layout(count: int, edge_index: np.ndarray) -> np.ndarray:
 
 
 def draw(
-    names: Sequence[str], edge_index: np.ndarray, relations: Sequence[str], kinds: Sequence[str], title: str
+    names: Sequence[str],
+    edge_index: np.ndarray,
+    relations: Sequence[str],
+    kinds: Sequence[str],
+    title: str,
+    shrunk: float = 1.0,
 ) -> str:
     """The picture of a subgraph's best nodes and the edges between them, as the text of an SVG file.
 
@@ -64,10 +69,11 @@ def draw(
         names: (n,) best first. edge_index: (2, e) numbers of nodes, source above target. relations: (e,) names.
         kinds: (n,) "seed", "answer", "both" or "other".
         title: the line above it.
+        shrunk: of the sheet; letters stay as they are, so a narrow page can hold them.
     """
     count = min(len(names), MAX_NODES)
     drawn = np.flatnonzero((edge_index < count).all(axis=0))
-    width, height = sheet(count)
+    width, height = (round(shrunk * side) for side in sheet(count))
     places = spread(count, edge_index[:, drawn], width, height)
     note = "" if count == len(names) else f" (the best {count} of {len(names)} nodes)"
     parts = [

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data_processor import dataset, graph_text
-from data_processor.dataset import ConversationDataset, Example, GraphQADataset, digest
+from data_processor.dataset import SOFT_PROMPT, ConversationDataset, Example, GraphQADataset, digest
 from data_processor.schema import Rejected, atomic_write, write_json
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,8 @@ class EncodedDataset(Dataset):
     @property
     def fingerprint(self) -> str:
         """A digest of all that changes the result: data, tokenizer, template, settings, and the code that makes it."""
-        modules = (sys.modules[__name__], dataset, graph_text, sys.modules[type(self.processor).__module__])
+        named = (type(one).__module__ for one in (self.dataset, self.processor))
+        modules = (sys.modules[__name__], dataset, graph_text, *(sys.modules[name] for name in named))
         code = [inspect.getsource(module) for module in modules]
         tokenizer = self.processor.tokenizer
         vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -122,7 +123,8 @@ class EncodedDataset(Dataset):
             kept.append(i)
             ids.append(encoded["input_ids"])
             labels.append(encoded["labels"])
-            empty.append(sum(len(graph["node_features"]) == 0 for graph in encoded["graphs"]))
+            graphs = [graph for graph in encoded["graphs"] if graph is not SOFT_PROMPT]
+            empty.append(sum(len(graph["node_features"]) == 0 for graph in graphs))
             truncated += encoded["truncated"] > 0
         arrays = {
             "index": np.array(kept, dtype=np.int64),

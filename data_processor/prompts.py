@@ -5,6 +5,13 @@ from __future__ import annotations
 import re
 
 CHINESE = re.compile("[\u4e00-\u9fff]")
+# what a node and its neighbours are called, by the domain of a graph and the language
+DOMAINS: dict[str, dict[str, tuple[str, str]]] = {
+    "general": {"en": ("thing", "things it is connected with"), "zh": ("事物", "与它相连的事物")},
+    "papers": {"en": ("paper", "papers that it cites or that cite it"), "zh": ("论文", "它引用的或引用它的论文")},
+    "products": {"en": ("product", "products bought or viewed together with it"), "zh": ("商品", "常与它同购的商品")},
+    "concepts": {"en": ("concept", "concepts related to it"), "zh": ("概念", "与它相关的概念")},
+}
 
 PROMPTS: dict[str, dict[str, str]] = {
     "en": {
@@ -72,6 +79,26 @@ Passage:
 Named things: {entities}
 
 Answer with JSON alone: {"triples": [{"head": "...", "relation": "...", "tail": "..."}]}""",
+        "node": """Summarise the {thing} below in one to three sentences, and give five key words.
+
+- Say what it is and what it is about, from the text alone, without its name.
+
+{text}
+
+Answer with JSON alone: {"summary": "...", "key_words": ["...", "...", "...", "...", "..."]}""",
+        "neighbours": """Below are {ties}. Summarise in one to three sentences what they are and what they are about.
+
+- Take them together instead of listing them, and leave names out.
+
+{text}
+
+Answer with JSON alone: {"summary": "..."}""",
+        "common": """A {thing} and {ties}: what do they have in common? One or two sentences, from the summaries alone.
+
+The {thing}: {summary}
+The others: {neighbours}
+
+Answer with JSON alone: {"common": "..."}""",
         "answer": """{question}
 
 Answer in a few words, nothing else.""",
@@ -157,6 +184,26 @@ alike. "skip": the fact does not settle the question. Answer with JSON alone: {"
 事物清单：{entities}
 
 只用 JSON 回答：{"triples": [{"head": "……", "relation": "……", "tail": "……"}]}""",
+        "node": """用一到三句话概括下面的{thing}，并给出五个关键词。
+
+- 只根据原文，说明它是什么、讲什么，不写它的名称。
+
+{text}
+
+只用 JSON 回答：{"summary": "……", "key_words": ["……", "……", "……", "……", "……"]}""",
+        "neighbours": """下面是{ties}。用一到三句话概括它们是什么、讲什么。
+
+- 合在一起说，不逐一列举，不写名称。
+
+{text}
+
+只用 JSON 回答：{"summary": "……"}""",
+        "common": """一个{thing}与{ties}有什么共同之处？只根据两段概括，用一两句话回答。
+
+这个{thing}：{summary}
+其他：{neighbours}
+
+只用 JSON 回答：{"common": "……"}""",
         "answer": """{question}
 
 只用几个字回答，不要说别的。""",
@@ -190,6 +237,9 @@ PLACES: dict[str, tuple[str, ...]] = {
     "rewrite": ("role", "count", "fact", "question", "answer"),
     "entities": ("text",),
     "triples": ("text", "entities"),
+    "node": ("text",),
+    "neighbours": ("text",),
+    "common": ("summary", "neighbours"),
     "answer": ("question",),
     "judge": ("fact", "question", "answer"),
     "compare": ("fact", "question", "first", "second"),

@@ -67,11 +67,25 @@ class QAPair:
 
 @dataclasses.dataclass(frozen=True)
 class NodeSummary:
-    """What a language model wrote about a node: its own text in brief, and what its neighbours have in common."""
+    """What a language model wrote about a node: its own text in brief with key words, its neighbours in brief, and
+    what it has in common with them.
+
+    `neighbour_nodes` are the neighbours that were shown; a node of `split` "validation" or "test" is not trained on.
+    """
 
     node: int
     summary: str
     neighbours: str | None = None
+    common: str | None = None
+    key_words: tuple[str, ...] = ()
+    neighbour_nodes: tuple[int, ...] = ()
+    split: str = "train"
+
+    @property
+    def text(self) -> str:
+        """All of it, a part a line: what the node's graph is aligned with."""
+        parts = [self.summary, ", ".join(self.key_words), self.neighbours, self.common]
+        return "\n".join(part for part in parts if part)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -172,6 +186,12 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise ValueError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
             if text:
                 yield number, row
+
+
+def whole_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a log of JSON lines that were written to their end; none where there is no file yet."""
+    text = Path(path).read_bytes() if Path(path).is_file() else b""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 @contextlib.contextmanager

@@ -1,10 +1,12 @@
 """Commands of the evaluation room: answers first, scores from the file of answers.
 
     python -m evaluation generate --model M --data D --split test --output P [--ablate zero] [--append_retrieved 20]
+    python -m evaluation generate --model M --data questions.csv --columns question=Q answer=A --output P
     python -m evaluation generate --model M --data conversations.jsonl --output P
     python -m evaluation classify --model M --data D --split test --labels labels.txt --by likelihood --output P
-    python -m evaluation score --predictions P --output J [--data D --split test]
+    python -m evaluation score --predictions P --output J [--data D --split test] [--metrics rouge bleu ...]
     python -m evaluation compare A B --output J
+    python -m evaluation stark --data D --split test --output J
     python -m evaluation report RUN... --output page.html
     python -m evaluation judge --predictions P [--against Q] [--facts D/facts.jsonl] --output J --backend api --model M
     torchrun --nproc_per_node 8 -m evaluation generate ...      the questions divided over eight processes
@@ -22,17 +24,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_processor.schema import Rejected, read_jsonl, write_json
+from data_processor.schema import write_json
 from evaluation.ablations import ABLATIONS
 from evaluation.classify_command import add_classify, run_classify
-from evaluation.demo import demo_metrics, demo_predictions
+from evaluation.demo import demo_metrics, demo_predictions, translator_metrics, translator_predictions
 from evaluation.judge_command import add_judge_commands
-from evaluation.metrics import chance, majority_baseline, score
-from evaluation.report import check_same_ids, compare, read_predictions, read_run, verdict, write_report
-from evaluation.trained import longest_prompt, shown_in_training, trained_with
+from evaluation.report import ASKED, verdict
+from evaluation.report_command import add_report_command
+from evaluation.score_command import add_score_commands, questions_of
+from evaluation.trained import CONTEXTS, longest_prompt, trained_with
 
 if TYPE_CHECKING:
-    from data_processor.dataset import ConversationDataset, GraphQADataset
+    from data_processor.dataset import GraphQADataset
 
 logger = logging.getLogger(__name__)
 
@@ -55,30 +58,22 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="python -m evaluation", description="Answers, scores, comparisons, reports.")
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
     _add_generate(commands)
-    one = _command(commands, "score", run_score, "predictions -> metrics")
-    one.add_argument("--predictions", type=Path, required=True)
-    one.add_argument("--output", type=Path, required=True, help="metrics.json to write")
-    one.add_argument("--data", type=Path, help="the data set: checks the ids, adds `majority` and `chance`")
-    one.add_argument("--split", default="test", help="the split that was predicted")
-    two = _command(commands, "compare", run_compare, "what the second run gains over the first (paired bootstrap)")
-    two.add_argument("first", type=Path, metavar="A", help="a predictions file")
-    two.add_argument("second", type=Path, metavar="B", help="a predictions file of the same questions")
-    two.add_argument("--output", type=Path, required=True, help="JSON to write")
-    page = _command(commands, "report", run_report, "runs side by side as HTML and Markdown")
-    page.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a folder with predictions.jsonl, or a file")
-    page.add_argument("--output", type=Path, required=True, help="page.html; page.md is written beside it")
+    add_score_commands(commands)
+    add_report_command(commands)
     add_judge_commands(commands)
     choice = _command(commands, "classify", run_classification, "one of some labels for every question, ranked")
     _add_model(choice)
     add_classify(choice)
-    demo = _command(commands, "demo", run_demo, "the demonstration's table and three answers")
+    demo = _command(commands, "demo", run_demo, "a demonstration's table and three answers")
+    demo.add_argument("--alignment", type=Path, help="the Translator's: the output of its stage 1")
     demo.add_argument("--model", required=True)
     demo.add_argument("--data", type=Path, required=True)
     demo.add_argument("--output", type=Path, required=True, help="metrics.json to write")
     demo.add_argument("--started", type=float, default=time.time(), help="when the demonstration began, epoch seconds")
     demo.add_argument("--batch_size", type=int, default=32)
     demo.add_argument("--result", type=Path, help="also record the table with commit and machine in this file")
-    demo.set_defaults(split="test", text_style=None, max_text_tokens=None)
+    demo.set_defaults(split="test", text_style=None, max_text_tokens=None, context=None, columns=None)
+    demo.set_defaults(documents=None, document_encoder=None, top_documents=None)
     demo.set_defaults(device="cpu", device_map=None, load_in_4bit=False)
     return whole
 
@@ -93,8 +88,13 @@ def _add_generate(commands: Any) -> None:
     command = _command(commands, "generate", run_generate, "a model's answers -> predictions.jsonl")
     _add_model(command)
     command.add_argument("--data", type=Path, required=True,
-                         help="folder with graph/, qa/ and subgraphs/, or a file of conversations, JSON or JSONL")
-    command.add_argument("--split", default="test", help="of a folder")
+                         help="folder with graph/, qa/ and subgraphs/, table, name on the Hub, or conversations")
+    command.add_argument("--split", default="test", help="of a folder, a data set of the Hub, or the training's table")
+    command.add_argument("--columns", nargs="+", metavar="ROLE=COLUMN", help="of a table; default: as in training")
+    command.add_argument("--context", choices=CONTEXTS, help="what stands beside questions; default: as in training")
+    command.add_argument("--documents", help="of --context documents: folder of texts or documents.jsonl")
+    command.add_argument("--document_encoder", help="what embeds them; default: as in training")
+    command.add_argument("--top_documents", type=int, help="chunks that are shown; default: as in training")
     command.add_argument("--output", type=Path, required=True, help="predictions.jsonl to write")
     command.add_argument("--ablate", choices=ABLATIONS, default="none", help="what is taken away from the model")
     command.add_argument("--append_retrieved", type=int, default=0, metavar="K",
@@ -141,38 +141,10 @@ def load(arguments: argparse.Namespace, trained: Row) -> tuple[Any, Any]:
     return loaded, GraphLLMProcessor.from_pretrained(arguments.model)
 
 
-def open_dataset(
-    arguments: argparse.Namespace, processor: Any, trained: Row
-) -> "GraphQADataset | ConversationDataset":
-    """The questions, with graphs and text as the model saw them in training where flags do not say otherwise."""
-    from data_processor.dataset import GraphQADataset
-
-    if arguments.data.is_file():
-        return _conversations(arguments)
-    return GraphQADataset(
-        arguments.data,
-        arguments.split,
-        tokenizer=processor.tokenizer,
-        **shown_in_training(trained, arguments.text_style, arguments.max_text_tokens),
-    )
-
-
-def _conversations(arguments: argparse.Namespace) -> "ConversationDataset":
-    from data_processor.dataset import ConversationDataset
-    from data_processor.importers.conversations import iter_conversations
-
-    if arguments.append_retrieved:
-        raise ValueError(f"{arguments.data} holds conversations: no node was retrieved. Leave --append_retrieved out.")
-    with Rejected(arguments.output.with_name(f"rejected_{arguments.output.name}")) as rejected:
-        rows = list(iter_conversations(arguments.data, rejected))
-    if rejected.count:
-        logger.warning("%d rows of %s left out, reasons in %s", rejected.count, arguments.data, rejected.path)
-    return ConversationDataset(rows, arguments.data)
-
-
 def run_generate(arguments: argparse.Namespace) -> None:
     """`generate`: asks the model and writes predictions.jsonl."""
     from evaluation.generation import generate_predictions
+    from evaluation.opening import open_dataset
 
     names = ("output", "batch_size", "max_new_tokens", "ablate", "num_beams", "max_length", "seed")
     settings = {name: vars(arguments)[name] for name in names}
@@ -186,11 +158,20 @@ def run_generate(arguments: argparse.Namespace) -> None:
             settings["retrieved"] = _retrieved_names(dataset, arguments.append_retrieved)
         generate_predictions(model, processor, dataset, **settings)
     if rank == 0:
+        note_asked(arguments)
         print(f"{len(dataset)} predictions in {arguments.output}")
+
+
+def note_asked(arguments: argparse.Namespace) -> None:
+    """Writes beside the predictions who was asked, and what: a report finds the training and the graph by it."""
+    asked = {"model": arguments.model, "data": str(arguments.data), "split": arguments.split}
+    write_json(arguments.output.parent / ASKED, asked)
 
 
 def run_classification(arguments: argparse.Namespace) -> None:
     """`classify`: asks the model to choose a label, and writes predictions and metrics."""
+    from evaluation.opening import open_dataset
+
     with process_group() as rank:
         trained = trained_with(arguments.model)
         model, processor = load(arguments, trained)
@@ -221,66 +202,43 @@ def _retrieved_names(dataset: "GraphQADataset", count: int) -> Callable[[str], l
     return lambda question: dataset.graph.node_name(dataset.subgraphs.get(question).nodes[:count])
 
 
-def run_score(arguments: argparse.Namespace) -> None:
-    """`score`: writes and prints metrics.json; with the data set also its baselines."""
-    predictions = read_predictions(arguments.predictions)
-    metrics = score(predictions)
-    if arguments.data:
-        test, train = _questions(arguments.data, arguments.split), _questions(arguments.data, "train")
-        check_same_ids(predictions, test)
-        metrics |= {"majority": majority_baseline(train, test), "chance": chance(train)}
-    write_json(arguments.output, metrics)
-    for name, value in metrics.items():
-        print(f"{name:40} {value:.4f}")
-
-
-def _questions(data: Path, split: str) -> list[Row]:
-    return [row for _, row in read_jsonl(data / "qa" / f"{split}.jsonl")]
-
-
-def run_compare(arguments: argparse.Namespace) -> None:
-    """`compare`: writes and prints each metric's gain with its interval."""
-    gains = compare(read_predictions(arguments.first), read_predictions(arguments.second))
-    write_json(arguments.output, gains)
-    for name in [name.removesuffix("_difference") for name in gains if name.endswith("_difference")]:
-        values = [gains[f"{name}_{key}"] for key in ("first", "second", "difference", "low", "high", "p")]
-        print("{:24} {:.4f} -> {:.4f}  {:+.4f} [{:+.4f}, {:+.4f}]  p {:.3f}".format(name, *values))
-
-
-def run_report(arguments: argparse.Namespace) -> None:
-    """`report`: writes the page and its Markdown."""
-    page = write_report([read_run(path) for path in arguments.runs], arguments.output)
-    print(f"{page} and {page.with_suffix('.md')}")
-
-
 # --------------------------------------------------------------------------------------------------- the demonstration
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
-    """Reloads the demonstration's model, asks it everything with and without its graphs, writes the table."""
+    """Reloads a demonstration's model, asks it everything with and without its graphs, writes the table."""
+    from evaluation.opening import open_dataset
+
     trained = trained_with(arguments.model)
     model, processor = load(arguments, trained)
     dataset = open_dataset(arguments, processor, trained)
-    predictions = demo_predictions(model, processor, dataset, arguments.output.parent, arguments.batch_size)
-    metrics = demo_metrics(predictions, _questions(arguments.data, "train"))
+    asked = model, processor, dataset, arguments.output.parent, arguments.batch_size
+    train, translator = questions_of(arguments.data, "train"), arguments.alignment is not None
+    predictions = translator_predictions(*asked) if translator else demo_predictions(*asked)
+    if translator:
+        metrics = translator_metrics(predictions, train, arguments.alignment)
+    else:
+        metrics = demo_metrics(predictions, train)
+    note_asked(arguments)
     metrics["minutes"] = (time.time() - arguments.started) / 60
     write_json(arguments.output, metrics)
     if arguments.result:
-        write_json(arguments.result, demo_record(arguments.result, metrics))
+        shell = "train_translator" if translator else "finetune_lora_ds"
+        write_json(arguments.result, demo_record(arguments.result, metrics, shell))
     for name, value in metrics.items():
         print(f"{name:36} {value:.3f}")
-    for ablate in ("question_only", "zero", "shuffle"):
+    for ablate in [one for one in predictions if one != "none"]:
         print(verdict(predictions["none"], predictions[ablate], ablate))
     for row in predictions["none"][:: len(dataset) // 3][:3]:
         print(f"\n{row['question']}\n  answer: {row['prediction']}\n  gold:   {' | '.join(row['answers'])}")
 
 
-def demo_record(path: Path, metrics: dict[str, float]) -> Row:
+def demo_record(path: Path, metrics: dict[str, float], shell: str) -> Row:
     """The table as results/ keeps it."""
     from training.record import commit
 
     return {
-        "command": f"RESULT={path} bash shells/finetune_lora_ds.sh",
+        "command": f"RESULT={path} bash shells/{shell}.sh",
         "commit": commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, one process on the CPU",
         "minutes": round(metrics["minutes"], 2),

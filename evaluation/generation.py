@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from tqdm.auto import tqdm
 
-from data_processor.schema import write_jsonl
+from data_processor.schema import whole_lines, write_jsonl
 from evaluation.ablations import Example, Message, content_items, prompt_builder, prompt_of
 from evaluation.metrics import split_answers
 
@@ -224,16 +224,11 @@ def _part_paths(output: Path) -> list[Path]:
     return sorted(output.parent.glob(f"{output.name}.partial*"))
 
 
-def _whole_lines(path: Path) -> list[Row]:
-    """The lines of a log that were written to their end."""
-    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-
-
 def _read_parts(output: Path, settings: Row) -> dict[str, Row]:
     """Rows of an unfinished run with the same settings, by id."""
     done: dict[str, Row] = {}
     for path in _part_paths(output):
-        lines = _whole_lines(path)
+        lines = whole_lines(path)
         if lines and lines[0] == settings:
             done |= {row["id"]: row for row in lines[1:]}
         else:
@@ -246,7 +241,7 @@ class _Part:
 
     def __init__(self, output: Path, settings: Row) -> None:
         self.path = output.with_name(f"{output.name}.partial{_rank()}")
-        lines = _whole_lines(self.path) if self.path.exists() else []
+        lines = whole_lines(self.path)
         write_jsonl(self.path, lines if lines and lines[0] == settings else [settings])  # without a torn last line
 
     def __enter__(self) -> "_Part":

@@ -1,7 +1,7 @@
-"""Scores of generated and ranked answers, each under its own name (numpy and the standard library only).
+"""Scores of generated answers, each under its own name, and their averages (numpy and the standard library only).
 
-Notation: a prediction is the text a model generated; answers are the gold strings; ranked is a list of answers, best
-first. A per-question metric returns a float; `score` averages them over all questions and over every question type.
+Notation: a prediction is the text a model generated; answers are the gold strings. A per-question metric returns a
+float; `score` averages them over all questions and over every question type.
 """
 
 import re
@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+
+from evaluation.ranked import ranked_metrics
 
 Row = dict[str, Any]
 
@@ -55,6 +57,16 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 
 def _listed(texts: Iterable[str]) -> set[str]:
     return {normalise_answer(piece) for text in texts for piece in split_answers(text)}
+
+
+def accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """1 if the prediction is an answer letter for letter, but for case and outer space: accuracy of class labels."""
+    return float(prediction.strip().lower() in {answer.strip().lower() for answer in answers})
+
+
+def contains_answer(prediction: str, answers: Sequence[str]) -> float:
+    """1 if an answer is a raw substring of the prediction (G-Retriever's SceneGraphs accuracy, arXiv 2402.07630)."""
+    return float(any(answer in prediction for answer in answers))
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
@@ -118,31 +130,6 @@ def first_mention_accuracy(prediction: str, answers: Sequence[str], labels: Iter
     return float(first_mention(prediction, labels) in {answer.lower() for answer in answers})
 
 
-# ----------------------------------------------------------------------------------------------------- ranked answers
-
-
-def _ranks(ranked: Sequence[str], answers: Sequence[str]) -> list[int]:
-    """Ranks, from 1, of the distinct answers found in the ranking; names match but for case and outer space."""
-    gold = {answer.strip().lower() for answer in answers}
-    names = dict.fromkeys(name.strip().lower() for name in ranked)
-    return [rank for rank, name in enumerate(names, start=1) if name in gold]
-
-
-def hits_at(k: int, ranked: Sequence[str], answers: Sequence[str]) -> float:
-    """1 if an answer stands among the first k (exact names; STaRK and its Neo4j and QLoRA follow-ups)."""
-    return float(any(rank <= k for rank in _ranks(ranked, answers)))
-
-
-def recall_at(k: int, ranked: Sequence[str], answers: Sequence[str]) -> float:
-    """Share of the distinct answers that stand among the first k (STaRK reports k = 20)."""
-    return sum(rank <= k for rank in _ranks(ranked, answers)) / len({answer.strip().lower() for answer in answers})
-
-
-def mean_reciprocal_rank(ranked: Sequence[str], answers: Sequence[str]) -> float:
-    """1 / rank of the first answer, 0 if none is ranked."""
-    return 1 / next(iter(_ranks(ranked, answers)), float("inf"))
-
-
 # ---------------------------------------------------------------------------------------------------------- baselines
 
 
@@ -168,19 +155,13 @@ def majority_baseline(train_rows: Iterable[Row], test_rows: Sequence[Row]) -> fl
 
 # ------------------------------------------------------------------------------------------------------------- scoring
 
-def text_metrics(prediction: str, answers: Sequence[str]) -> dict[str, float]:
+def answer_metrics(prediction: str, answers: Sequence[str]) -> dict[str, float]:
     """Every metric of one generated text."""
-    values = {"exact_match": exact_match(prediction, answers), "token_f1": token_f1(prediction, answers)}
-    values["any_hit"] = any_hit(prediction, answers)
+    plain = (exact_match, accuracy, token_f1, any_hit, contains_answer)
+    values = {metric.__name__: metric(prediction, answers) for metric in plain}
     names = ("precision", "recall", "f1")
     values |= {f"set_{name}": value for name, value in zip(names, set_scores(prediction, answers), strict=True)}
     return values | {f"webqsp_{name}": v for name, v in zip(names, webqsp_scores(prediction, answers), strict=True)}
-
-
-def ranked_metrics(ranked: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
-    """Every metric of one ranking."""
-    values = {f"hits@{k}": hits_at(k, ranked, answers) for k in (1, 5)}
-    return values | {"recall@20": recall_at(20, ranked, answers), "mrr": mean_reciprocal_rank(ranked, answers)}
 
 
 def per_question(predictions: Sequence[Row]) -> dict[str, np.ndarray]:
@@ -191,7 +172,7 @@ def per_question(predictions: Sequence[Row]) -> dict[str, np.ndarray]:
     """
     _check_rows(predictions)
     scored = [
-        text_metrics(row["prediction"], row["answers"]) | ranked_metrics(ranked_answers(row), row["answers"])
+        answer_metrics(row["prediction"], row["answers"]) | ranked_metrics(ranked_answers(row), row["answers"])
         for row in predictions
     ]
     columns = {name: [values[name] for values in scored] for name in scored[0]}
@@ -228,11 +209,12 @@ def _check_rows(predictions: Sequence[Row]) -> None:
             raise ValueError(f"Question {row['id']!r} has no gold answer, so it cannot be scored. Remove its row.")
 
 
-def score(predictions: Sequence[Row]) -> dict[str, float]:
+def score(predictions: Sequence[Row], more: dict[str, np.ndarray] | None = None) -> dict[str, float]:
     """Averages of every metric, over all questions and over each question type.
 
     Args:
         predictions: rows `{"id", "prediction", "answers", "ranked_answers"?, "type"?}`; ids unique, answers not empty.
+        more: further metrics, (n,) one number per question, such as those of text_metrics.py.
 
     Returns:
         Flat name -> float: `exact_match`, ..., `exact_match/TYPE`, ..., `count`, `count/TYPE`, and the 95 % bootstrap
@@ -241,7 +223,7 @@ def score(predictions: Sequence[Row]) -> dict[str, float]:
     Raises:
         ValueError: nothing to score, an id twice, or a question without an answer.
     """
-    columns = per_question(predictions)
+    columns = per_question(predictions) | (more or {})
     kinds = np.array([row.get("type") or "" for row in predictions])
     metrics = _averages(columns, np.ones(len(predictions), dtype=bool), "")
     low, high = bootstrap_interval(columns["exact_match"])

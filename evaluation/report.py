@@ -1,22 +1,27 @@
-"""Runs side by side as Markdown and as one HTML page that needs no network: metrics, ablations, differences, samples.
+"""Runs read from their folders and compared: what a report's page says is reckoned here.
 
-A run is a folder with predictions.jsonl, possibly predictions_ABLATION.jsonl for ablations, and possibly run.json; or
-one predictions file.
+A run is a folder with predictions.jsonl, possibly predictions_ABLATION.jsonl for ablations, and either run.json of its
+training or asked.json, which names the model that was asked; or one predictions file.
 """
 
-import html
-import json
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_processor.schema import atomic_write, read_jsonl
-from evaluation.metrics import paired_bootstrap, per_question, score
+import numpy as np
+
+from data_processor.schema import read_jsonl
+from evaluation.metrics import per_question
+from evaluation.significance import paired_tests
+from evaluation.training_log import Training, read_json, read_training
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-Table = list[list[str]]
+Columns = Callable[[list[Row]], dict[str, np.ndarray]]
 
-SHOWN = ("exact_match", "token_f1", "set_f1", "hits@1", "any_hit", "recall@20", "mrr", "first_mention_accuracy")
 LOST = {
     "zero": "the graph tokens are zeroed",
     "shuffle": "graphs are shuffled between samples",
@@ -24,27 +29,27 @@ LOST = {
     "no_graph": "the graph tokens are left out",
     "question_only": "graph and text are left out",
 }
-STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:1rem 0}th,td{padding:.25rem .75rem;border-bottom:1px solid #ccc;text-align:left;
-vertical-align:top}th{border-bottom:2px solid #666}td:not(:first-child){font-variant-numeric:tabular-nums}"""
+ASKED = "asked.json"  # {model, data, split}: who was asked for the predictions beside it, and what
 
 
 @dataclass(frozen=True)
 class Run:
-    """Predictions of one model by ablation ("none" first where it is there) and the arguments it was trained with."""
+    """What one model answered and how it was trained.
+
+    Attributes:
+        predictions: by ablation, "none" first; empty for a training that answered nothing.
+        training: what its folder holds, empty where it is not known.
+        data: the dataset folder of the questions, and their split; None where they are not known.
+    """
 
     name: str
     predictions: dict[str, list[Row]]
-    arguments: dict[str, Any]
+    training: Training
+    data: tuple[Path, str] | None = None
 
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, sentences, and a table whose first row is its header (empty: no table)."""
-
-    title: str
-    sentences: list[str]
-    table: Table
+    @property
+    def arguments(self) -> Row:
+        return self.training.arguments
 
 
 def read_predictions(path: str | Path) -> list[Row]:
@@ -65,16 +70,30 @@ def read_predictions(path: str | Path) -> list[Row]:
 
 
 def read_run(path: str | Path) -> Run:
-    """A run from its folder or from one predictions file."""
+    """A run from its folder or from one predictions file.
+
+    Raises:
+        ValueError: there are neither predictions nor the record of a training.
+    """
     path = Path(path)
     if path.is_file():
-        return Run(str(path), {"none": read_predictions(path)}, {})
-    prefix, record = "predictions_", path / "run.json"
-    predictions = {"none": read_predictions(path / "predictions.jsonl")}
-    for file in sorted(path.glob(f"{prefix}*.jsonl")):
+        return Run(str(path), {"none": read_predictions(path)}, Training({}, [], {}, 0))
+    prefix, asked = "predictions_", read_json(path / ASKED)
+    training = read_training(Path(asked["model"]) if asked else path)
+    predictions = {}
+    if (path / "predictions.jsonl").is_file() or not training.record:
+        predictions["none"] = read_predictions(path / "predictions.jsonl")
+    for file in sorted(path.glob(f"{prefix}*.jsonl")) if predictions else []:
         predictions[file.stem.removeprefix(prefix)] = read_predictions(file)
-    arguments = json.loads(record.read_text(encoding="utf-8"))["arguments"] if record.is_file() else {}
-    return Run(str(path), predictions, arguments)
+    return Run(str(path), predictions, training, where_asked(asked, training.arguments))
+
+
+def where_asked(asked: Row, arguments: Row) -> tuple[Path, str] | None:
+    """Where the predicted questions stand: folder and split."""
+    data, split = (asked["data"], asked["split"]) if asked else (
+        arguments.get("data_path"), arguments.get("test_split", "test")
+    )  # fmt: skip
+    return (Path(data), split) if isinstance(data, str) and Path(data).is_dir() else None
 
 
 def check_same_ids(predictions: list[Row], references: list[Row]) -> None:
@@ -88,24 +107,31 @@ def check_same_ids(predictions: list[Row], references: list[Row]) -> None:
                      f"{len(unknown)} unknown; {example}. Generate them again from the same split.")
 
 
-def compare(first: list[Row], second: list[Row]) -> dict[str, float]:
+def compare(first: list[Row], second: list[Row], more: Columns | None = None) -> dict[str, float]:
     """What the second predictions gain over the first, on the same questions, for every metric defined on all of them.
 
+    Args:
+        first, second: predictions of the same questions, in any order.
+        more: rows -> further metrics, (n,) one number per question, such as those of text_metrics.py.
+
     Returns:
-        Flat `METRIC_first`, `METRIC_second`, `METRIC_difference`, `METRIC_low`, `METRIC_high`, `METRIC_p`; see
-        `metrics.paired_bootstrap`.
+        Flat `METRIC_first`, `METRIC_second`, `METRIC_difference`, `METRIC_low`, `METRIC_high`, `METRIC_p`, ...; see
+        `significance.paired_tests`.
 
     Raises:
         ValueError: the two do not hold the same questions.
     """
     check_same_ids(second, first)
     by_id = {row["id"]: row for row in second}
-    before, after = per_question(first), per_question([by_id[row["id"]] for row in first])
+    second = [by_id[row["id"]] for row in first]
+    before, after = ({**per_question(rows), **(more(rows) if more else {})} for rows in (first, second))
     gains: dict[str, float] = {}
     for name, values in before.items():
-        if not (values != values).any():  # NaN: not defined for some question
-            gains |= {f"{name}_first": float(values.mean()), f"{name}_second": float(after[name].mean())}
-            gains |= {f"{name}_{key}": value for key, value in paired_bootstrap(values, after[name]).items()}
+        if (values != values).any() or (after[name] != after[name]).any():  # NaN
+            logger.info("%s is not defined for every question: it is not compared.", name)
+            continue
+        gains |= {f"{name}_first": float(values.mean()), f"{name}_second": float(after[name].mean())}
+        gains |= {f"{name}_{key}": value for key, value in paired_tests(values, after[name]).items()}
     return gains
 
 
@@ -119,103 +145,3 @@ def verdict(whole: list[Row], ablated: list[Row], ablate: str) -> str:
     if gains["exact_match_low"] <= 0 <= gains["exact_match_high"]:
         return f"The score does not move when {LOST[ablate]} ({figures})."
     return f"Exact match {'falls' if after < before else 'RISES'} when {LOST[ablate]} ({figures})."
-
-
-def build_sections(runs: list[Run], samples: int = 10) -> list[Section]:
-    """What a report says of some runs."""
-    sections = [_scores(runs), *(_by_type(run) for run in runs)]
-    sections.append(Section("What the graph is worth", _verdicts(runs), []))
-    if len(runs) > 1:
-        sections.append(_differences(runs))
-    return [*sections, _samples(runs, samples)]
-
-
-def _scores(runs: list[Run]) -> Section:
-    table = [["run", "ablation", "questions", *SHOWN, "95 % of exact match"]]
-    for run in runs:
-        for ablate, rows in run.predictions.items():
-            metrics = score(rows)
-            interval = f"{metrics['exact_match_low']:.3f} to {metrics['exact_match_high']:.3f}"
-            table.append([run.name, ablate, str(len(rows)), *(_figure(metrics, name) for name in SHOWN), interval])
-    return Section("Scores", ["Each metric is defined in evaluation/metrics.py."], table)
-
-
-def _figure(metrics: dict[str, float], name: str) -> str:
-    return f"{metrics[name]:.3f}" if name in metrics else "-"
-
-
-def _by_type(run: Run) -> Section:
-    scores = {ablate: score(rows) for ablate, rows in run.predictions.items()}
-    kinds = sorted({row["type"] for rows in run.predictions.values() for row in rows if "type" in row})
-    table = [["type", *scores]]
-    table += [[kind, *(_figure(metrics, f"exact_match/{kind}") for metrics in scores.values())] for kind in kinds]
-    return Section(f"Exact match by question type: {run.name}", [], table if kinds else [])
-
-
-def _verdicts(runs: list[Run]) -> list[str]:
-    sentences = []
-    for run in runs:
-        whole = run.predictions["none"]
-        ablated = {name: rows for name, rows in run.predictions.items() if name in LOST}
-        sentences += [f"{run.name}: {verdict(whole, rows, name)}" for name, rows in ablated.items()]
-        if not ablated:
-            sentences.append(f"{run.name}: no ablation was run, so nothing is known of what its graph is worth.")
-    return sentences
-
-
-def _differences(runs: list[Run]) -> Section:
-    names = sorted({name for run in runs for name in run.arguments})
-    values = {name: [json.dumps(run.arguments.get(name), ensure_ascii=False) for run in runs] for name in names}
-    table = [["argument", *(run.name for run in runs)]]
-    table += [[name, *given] for name, given in values.items() if len(set(given)) > 1]
-    return Section("What differs between the runs", [], table if len(table) > 1 else [])
-
-
-def _samples(runs: list[Run], count: int) -> Section:
-    given = {run.name: {row["id"]: row["prediction"] for row in run.predictions["none"]} for run in runs}
-    rows = runs[0].predictions["none"]
-    chosen = rows[:: max(1, len(rows) // count)][:count]  # spread over the file, so that every type is likely seen
-    table = [["question", "answer", *given]]
-    for row in chosen:
-        predictions = [answers.get(row["id"], "-") for answers in given.values()]
-        table.append([row.get("question", row["id"]), " | ".join(row["answers"]), *predictions])
-    return Section("Samples", [], table)
-
-
-def to_markdown(title: str, sections: list[Section]) -> str:
-    """The report as Markdown."""
-    lines = [f"# {title}", ""]
-    for section in sections:
-        lines += [f"## {section.title}", "", *(f"{sentence}\n" for sentence in section.sentences)]
-        for i, row in enumerate(section.table):
-            cells = [cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>") for cell in row]
-            lines.append("| " + " | ".join(cells) + " |")
-            lines += ["|" + " --- |" * len(row)] if i == 0 else []
-        lines.append("")
-    return "\n".join(lines)
-
-
-def to_html(title: str, sections: list[Section]) -> str:
-    """The report as one HTML page without scripts, pictures or links."""
-    body = [f"<h1>{html.escape(title)}</h1>"]
-    for section in sections:
-        body.append(f"<h2>{html.escape(section.title)}</h2>")
-        body += [f"<p>{html.escape(sentence)}</p>" for sentence in section.sentences]
-        rows = [_html_row(row, "td" if i else "th") for i, row in enumerate(section.table)]
-        body += ["<table>", *rows, "</table>"] if rows else []
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    return "\n".join(["<!doctype html>", f'<html lang="en"><head>{head}</head><body>', *body, "</body></html>", ""])
-
-
-def _html_row(cells: list[str], tag: str) -> str:
-    escaped = (html.escape(cell).replace("\n", "<br>") for cell in cells)
-    return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in escaped) + "</tr>"
-
-
-def write_report(runs: list[Run], output: str | Path, title: str = "Evaluation") -> Path:
-    """Writes `output` (HTML) and the same as Markdown beside it; returns `output`."""
-    output, sections = Path(output), build_sections(runs)
-    for path, text in ((output, to_html(title, sections)), (output.with_suffix(".md"), to_markdown(title, sections))):
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return output

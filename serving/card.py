@@ -10,6 +10,7 @@ import yaml
 from data_processor.schema import atomic_write
 from evaluation.metrics import score
 from evaluation.report import read_predictions
+from modeling_aligner import GraphAlignerConfig
 from modeling_gfm import GFMConfig
 from modeling_graphllm import GraphLLMConfig
 
@@ -25,7 +26,15 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 model = AutoModel.from_pretrained({where}, trust_remote_code=True)
 graph = get_class_from_dynamic_module("modeling_gfm.GFMGraph", {where})
 model.attach_graphs([graph.from_arrays([[0, 0, 1], [1, 0, 2]], num_nodes=3, num_relations=1{embeds})])"""
-NOT_QUALITY = ("_runtime", "_per_second", "total_flos", "epoch", "minutes")  # how long it took is no result
+LOAD_ALIGNER = """from modeling_aligner import GraphAligner
+model = GraphAligner.from_pretrained({where})"""
+NOT_QUALITY = ("_runtime", "_per_second", "_per_s", "total_flos", "epoch", "minutes")  # how long it took is no result
+NOT_QUALITY += ("parameters", "parameters_trained", "weight_bytes", "tokens", "peak_gib", "mfu")
+NEEDS_PACKAGES = (
+    "It needs the packages torch_geometric and peft, and `trust_remote_code=True` runs the Python files of this "
+    "folder: read them first."
+)
+NEEDS_PROJECT = "It needs GraphLLM, whose `finetune.py --init_from` gives a language model what was aligned here."
 SETTINGS = (
     "stage", "use_lora", "q_lora", "lora_r", "lora_alpha", "freeze_lm", "use_graph", "use_text", "text_style",
     "learning_rate", "graph_learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -70,21 +79,20 @@ def card(
         run: the folder of run.json, metrics.json and predictions, by default the same.
     """
     run = run or folder
-    config, record = read_config(folder), read_json(run / "run.json")
+    config, record, metrics = read_config(folder), read_json(run / "run.json"), read_json(run / "metrics.json")
     where = f'"{name}"' + (f', revision="{revision}"' if revision else "")
     sections = [
         f"# {name}",
         about(config),
         f"```python\n{loading(config, where)}\n```",
-        "It needs the packages torch_geometric and peft, and `trust_remote_code=True` runs the Python files of this "
-        "folder: read them first.",
+        NEEDS_PROJECT if isinstance(config, GraphAlignerConfig) else NEEDS_PACKAGES,
         *section("Base model", [base_line(config, record)] if isinstance(config, GraphLLMConfig) else []),
         *section("Data", data_lines(record)),
-        *section("Results", metrics_table(read_json(run / "metrics.json"))),
+        *section("Results", metrics_table(metrics)),
         *section("Ablations", ablation_table(run)),
-        *section("Training", training_lines(record, read_json(run / "metrics.json"))),
+        *section("Training", training_lines(record, metrics)),
     ]
-    return "\n\n".join([front_matter(config, folder, record, licence) + MARK, *sections]) + "\n"
+    return "\n\n".join([front_matter(name, config, folder, record, metrics, licence) + MARK, *sections]) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -92,21 +100,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def read_config(folder: Path) -> GraphLLMConfig | GFMConfig:
-    """The configuration of a language model that reads graphs, or of a graph retriever.
+def read_config(folder: Path) -> GraphLLMConfig | GFMConfig | GraphAlignerConfig:
+    """The configuration of a language model that reads graphs, of a graph retriever, or of an alignment.
 
     Raises:
-        ValueError: the folder holds neither.
+        ValueError: the folder holds none of them.
     """
     kind = read_json(folder / "config.json").get("model_type")
-    kinds = {one.model_type: one for one in (GraphLLMConfig, GFMConfig)}
+    kinds = {one.model_type: one for one in (GraphLLMConfig, GFMConfig, GraphAlignerConfig)}
     if kind not in kinds:
         found = "no config.json" if kind is None else f"a model of type {kind!r}"
         raise ValueError(f"{folder} holds {found}. Give a folder that finetune.py wrote (--output_dir).")
     return kinds[kind].from_pretrained(folder)
 
 
-def front_matter(config: Any, folder: Path, record: dict[str, Any], licence: str | None) -> str:
+def front_matter(
+    name: str, config: Any, folder: Path, record: dict[str, Any], metrics: dict[str, float], licence: str | None
+) -> str:
     """What the Hub reads: YAML between two lines of dashes."""
     language = isinstance(config, GraphLLMConfig)
     adapter = (folder / "adapter_config.json").is_file()
@@ -117,6 +127,7 @@ def front_matter(config: Any, folder: Path, record: dict[str, Any], licence: str
     base = base_name(config, record) if language else None
     if base is not None:
         values |= {"base_model": base, "base_model_relation": "adapter" if config.lean else "finetune"}
+    values |= model_index(name, record, metrics, values["pipeline_tag"])
     return f"---\n{yaml.safe_dump(values, sort_keys=False)}---\n"
 
 
@@ -129,8 +140,15 @@ def base_name(config: GraphLLMConfig, record: dict[str, Any]) -> str | None:
     return source if is_name else None
 
 
-def about(config: GraphLLMConfig | GFMConfig) -> str:
+def about(config: GraphLLMConfig | GFMConfig | GraphAlignerConfig) -> str:
     """One paragraph: what the model is."""
+    if isinstance(config, GraphAlignerConfig):
+        graph = config.graph_config
+        return (
+            f"A graph encoder ({graph.encoder}) and a Q-Former of {graph.num_tokens} queries of width "
+            f"{graph.qformer_dim}, aligned with texts: the first stage of a language model that reads graphs. Node "
+            f"and edge features were made by `{config.feature_encoder}`; use the same for new graphs."
+        )
     if isinstance(config, GFMConfig):
         return (
             "A graph retriever: a question and its entities -> a score for every node and document of a graph. "
@@ -147,8 +165,10 @@ def about(config: GraphLLMConfig | GFMConfig) -> str:
     )
 
 
-def loading(config: GraphLLMConfig | GFMConfig, where: str) -> str:
-    """Five lines that run: the vectors in them stand for those of the feature encoder."""
+def loading(config: GraphLLMConfig | GFMConfig | GraphAlignerConfig, where: str) -> str:
+    """Lines that run: the vectors in them stand for those of the feature encoder."""
+    if isinstance(config, GraphAlignerConfig):
+        return LOAD_ALIGNER.format(where=where)
     if isinstance(config, GFMConfig):
         read = config.relation_source == "text"
         return LOAD_RETRIEVER.format(
@@ -178,19 +198,39 @@ def base_line(config: GraphLLMConfig, record: dict[str, Any]) -> str:
     return f"[{name}](https://huggingface.co/{name}), revision {revision or 'not recorded'}.{inside}"
 
 
+def model_index(name: str, record: dict[str, Any], metrics: dict[str, float], task: str) -> dict[str, Any]:
+    """The results in the form that the Hub shows beside a model; nothing where none was measured."""
+    data, kept = ", ".join(data_names(record)), quality(metrics)
+    if not data or not kept:
+        return {}
+    values = [{"type": one, "value": round(value, 4), "name": one} for one, value in kept.items()]
+    result = {"task": {"type": task}, "dataset": {"name": data, "type": data}, "metrics": values}
+    return {"model-index": [{"name": name, "results": [result]}]}
+
+
+def quality(metrics: dict[str, float]) -> dict[str, float]:
+    """The figures that tell how good a model is."""
+    return {name: value for name, value in metrics.items() if not name.endswith(NOT_QUALITY)}
+
+
+def data_names(record: dict[str, Any]) -> list[str]:
+    """The data sets of a run by their last names."""
+    paths = record.get("arguments", {}).get("data_path") or []
+    return [Path(path).name for path in ([paths] if isinstance(paths, str) else paths)]
+
+
 def data_lines(record: dict[str, Any]) -> list[str]:
     """The data sets by their last names, and how much of each split was read."""
-    arguments = record.get("arguments", {})
-    paths = arguments.get("data_path") or []
-    names = [Path(path).name for path in ([paths] if isinstance(paths, str) else paths)]
-    unit = "rows" if arguments.get("stage") == "qa" else f"batches of {arguments.get('questions_per_batch')} questions"
+    arguments, names = record.get("arguments", {}), data_names(record)
+    rows = arguments.get("stage") in ("qa", "align")
+    unit = "rows" if rows else f"batches of {arguments.get('questions_per_batch')} questions"
     sizes = [f"{split}: {size:,} {unit}" for split, size in record.get("sizes", {}).items()]
     return [f"* {line}" for line in (", ".join(f"`{name}`" for name in names), *sizes) if line]
 
 
 def metrics_table(metrics: dict[str, float]) -> list[str]:
     """Every figure of metrics.json that tells how good the model is."""
-    kept = {name: value for name, value in metrics.items() if not name.endswith(NOT_QUALITY)}
+    kept = quality(metrics)
     return ["| metric | value |", "|---|---|", *(f"| {name} | {value:.4g} |" for name, value in kept.items())] \
         if kept else []  # fmt: skip
 

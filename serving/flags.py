@@ -16,6 +16,7 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
     """A parser with the flags of `GraphQAPipeline.from_pretrained`."""
     flags = argparse.ArgumentParser(prog=f"python -m serving {command}", description=description)
     flags.add_argument("--model", required=True, help="folder that finetune.py wrote, or repository")
+    flags.add_argument("--revision", help="branch, tag or commit of the repository")
     flags.add_argument("--data", type=Path, required=True, help="folder with graph/ and, if there are any, qa/ and "
                        "subgraphs/")  # fmt: skip
     flags.add_argument("--method", help="of retrieval (default: that of DATA/subgraphs)")
@@ -59,5 +60,5 @@ def load(arguments: argparse.Namespace) -> "GraphQAPipeline":
     disable_progress_bar()
     return GraphQAPipeline.from_pretrained(
         arguments.model, arguments.data, arguments.method, given, arguments.index, arguments.max_new_tokens,
-        arguments.device,
+        arguments.device, revision=arguments.revision,
     )  # fmt: skip

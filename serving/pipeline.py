@@ -83,11 +83,15 @@ class GraphQAPipeline:
             model_kwargs: of transformers' `from_pretrained`: `revision`, `token`, `dtype`, `device_map`, ...
 
         Raises:
-            ValueError: no graph, an unknown method, or features of another text encoder than the model's.
+            ValueError: no graph, an unknown method, features of another text encoder than the model's, or a model
+                that was trained on documents.
         """
         name, finder = str(model), EvidenceFinder(data, method, parameters, index)
         hub = {key: value for key, value in model_kwargs.items() if key in HUB_ARGUMENTS}
-        processor, trained = GraphLLMProcessor.from_pretrained(name, **hub), trained_with(name)
+        processor, trained = GraphLLMProcessor.from_pretrained(name, **hub), trained_with(name, **hub)
+        if trained.get("context") == "documents":
+            raise ValueError(f"{name} was trained on documents beside each question (--context documents), and live "
+                             "questions are answered from a graph. Ask it with `python -m evaluation generate`.")
         shown = shown_in_training(trained)
         loaded = GraphLLMForConditionalGeneration.from_pretrained(name, **{"dtype": "auto", **model_kwargs}).eval()
         if shown["use_graph"]:

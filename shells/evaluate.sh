@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Asks a model a split with and without its graphs, scores the answers, and writes one page about them.
 #
+#   bash shells/evaluate.sh                                the demonstration; its model is trained first where there is none
 #   bash shells/evaluate.sh MODEL DATA [any flag of `python -m evaluation generate`]
 #   bash shells/evaluate.sh MODEL DATA [...] --judge --backend api --base_url URL --model JUDGE
 #
@@ -12,7 +13,14 @@ set -euo pipefail
 script="$(cd "$(dirname "$0")" && pwd)/$(basename "$0")"
 source "$(dirname "$script")/common.sh"
 
-if (($# < 2)); then
+if (($# == 0)); then
+    say "No argument: the demonstration, on a CPU. bash shells/evaluate.sh MODEL DATA evaluates yours."
+    prepare
+    on_one_core
+    [[ -f output/demo/data/graph/manifest.json ]] || run -m data_processor.demo --output output/demo/data
+    [[ -f output/demo/model/metrics.json ]] || run finetune.py configs/demo.yaml
+    set -- output/demo/model output/demo/data --batch_size 32 --max_new_tokens 16
+elif (($# < 2)); then
     sed -n '2,/^set -/p' "$script" | grep '^#' | sed 's/^# \{0,1\}//'
     exit 2
 fi
@@ -29,21 +37,20 @@ questions="$(questions_of "$data" "$split")"
 output="${OUTPUT:-output/evaluation}"
 all="none zero shuffle no_text question_only" checked=(--data "$data" --split "$split")
 [[ "$questions" == "$data" ]] || { all=none checked=(); }  # conversations have no graph to be taken away
-find_python
-install requirements -r requirements.txt
+prepare
 
 for ablation in ${ABLATIONS:-$all}; do
     name=predictions
     [[ "$ablation" == none ]] || name="predictions_$ablation"
-    "$PYTHON" -m evaluation generate --model "$model" --data "$questions" --split "$split" \
+    run -m evaluation generate --model "$model" --data "$questions" --split "$split" \
         --output "$output/$name.jsonl" --ablate "$ablation" ${generate[@]+"${generate[@]}"}
 done
-"$PYTHON" -m evaluation score --predictions "$output/predictions.jsonl" --output "$output/metrics.json" \
+run -m evaluation score --predictions "$output/predictions.jsonl" --output "$output/metrics.json" \
     ${checked[@]+"${checked[@]}"}
-"$PYTHON" -m evaluation report "$output" --output "$output/report.html"
+run -m evaluation report "$output" --output "$output/report.html"
 if [[ -n "$judged" ]]; then
     facts=()
     [[ ! -f "$data/facts.jsonl" ]] || facts=(--facts "$data/facts.jsonl")
-    "$PYTHON" -m evaluation judge --predictions "$output/predictions.jsonl" ${AGAINST:+--against "$AGAINST"} \
+    run -m evaluation judge --predictions "$output/predictions.jsonl" ${AGAINST:+--against "$AGAINST"} \
         ${facts[@]+"${facts[@]}"} --output "$output/judge.json" ${judge[@]+"${judge[@]}"}
 fi

@@ -1,6 +1,8 @@
 """Fixtures of all tests: a tokenizer built in memory, tiny random models, and a graph drawn by hand."""
 
+import importlib.util
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,3 +155,24 @@ def ask(toy_graph: dict) -> Callable:
         return messages if answer is None else [*messages, {"role": "assistant", "content": answer}]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium that reports its console and its requests."""
+    if importlib.util.find_spec("selenium") is None:
+        pytest.skip("pip install selenium")
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("no chromium and chromedriver: apt-get install chromium chromium-driver")
+    from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+
+    options = ChromeOptions()
+    options.binary_location = program
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1000",
+                 "--disable-background-networking", "--disable-component-update"):  # fmt: skip
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = Chrome(options=options, service=ChromeService(driver))
+    yield chrome
+    chrome.quit()

@@ -20,6 +20,7 @@ from huggingface_hub import HfApi, snapshot_download
 from tiny_world import flags
 
 import finetune
+from evaluation.trained import trained_with
 from modeling_graphllm import GraphLLMForConditionalGeneration
 from serving.hub import Repository, push, reserve
 
@@ -154,6 +155,7 @@ def broken_off_and_resumed() -> None:
     finetune.main(argv)
     found["resumed"] = {"calls": call("/test/log"), "expected": load(str(run))}
     found["resumed"]["loaded"] = load("lab/answers", revision="v1")
+    found["resumed"]["flags"] = trained_with("lab/answers", revision="v1")
     auto = transformers.AutoModelForCausalLM.from_pretrained("lab/answers", revision="v1", trust_remote_code=True)
     found["resumed"]["auto"] = logits(auto)
     (run / "README.md").write_text('Mine. `from_pretrained("there")`\n')

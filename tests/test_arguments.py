@@ -183,7 +183,7 @@ ROWS = {
     "missing data": lambda t: ({"data_path": [str(t / "nowhere")]}, CPU),
     "several data sets": lambda t: ({"data_path": [str(t), str(t)]}, CPU),
     "file instead of a graph": lambda t: ({**RETRIEVER, "data_path": [str(t / "data.json")]}, CPU),
-    "language model of a graph retriever": lambda t: (
+    "language model of a stage without one": lambda t: (
         {**RETRIEVER, "data_path": [str(t)], "model_name_or_path": "m"},
         CPU,
     ),
@@ -208,6 +208,7 @@ ROWS = {
     "no GPU": lambda t: ({"use_cpu": False}, CPU),
     "several GPUs without torchrun": lambda t: ({}, Machine(gpus=2, launched=False)),
     "no deepspeed": lambda t: ({"deepspeed": "ds_configs/zero2.json"}, CPU),
+    "DeepSpeed by accelerate": lambda t: ({}, Machine(gpus=0, launched=True, accelerate_deepspeed=True)),
     "DeepSpeed without ZeRO": lambda t: ({"deepspeed": deepspeed(t, zero_optimization={"stage": 0})}, CPU),
     "DeepSpeed batch": lambda t: (
         {"deepspeed": deepspeed(t, train_batch_size=24, zero_optimization={"stage": 2})},
@@ -248,11 +249,17 @@ ROWS = {
     "step without training": lambda t: ({"do_train": False, "do_eval": True, "inspect_step": 1}, CPU),
     "label smoothing": lambda t: ({"label_smoothing_factor": 0.1}, CPU),
     "best model without evaluation": lambda t: ({"load_best_model_at_end": True}, CPU),
+    "read-out of an alignment": lambda t: (
+        {"stage": "align", "data_path": [str(t)], "graph_readout": "mean"},
+        CPU,
+    ),
     "unused columns": lambda t: ({"remove_unused_columns": True}, CPU),
     "generation in the Trainer": lambda t: ({"prediction_loss_only": False}, CPU),
     "unrelated output": lambda t: ({"output_dir": filled(t / "photos", "cat.txt")}, CPU),
     "output over input": lambda t: ({"init_from": filled(t / "m", "run.json"), "output_dir": str(t / "m")}, CPU),
     "nothing to train": lambda t: ({"freeze_lm": True, "use_graph": False}, CPU),
+    "learned tokens beside a graph": lambda t: ({"prompt_tuning": 4}, CPU),
+    "sizes of splits": lambda t: ({"subset": 0}, CPU),
     "base of a full model": lambda t: ({"include_base": True, "use_lora": False}, CPU),
     "name on the Hub": lambda t: ({"push_to_hub": True, "hub_model_id": "../model"}, CPU),
     "push without a name": lambda t: ({"push_to_hub": True}, CPU),
@@ -301,6 +308,11 @@ def vars_of(arguments) -> dict:
 
 def test_every_row_of_checks_has_a_case():
     assert [check.name for check in CHECKS] == list(ROWS)
+
+
+def test_what_accelerate_asks_for_is_seen(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert Machine.here().accelerate_deepspeed
 
 
 def test_flags_without_a_conflict_pass_every_row(tmp_path):

@@ -13,10 +13,12 @@ FILES = sorted(
     if not {part for part in path.relative_to(ROOT).parts if part.startswith(".") or part in ("output", "wandb")}
 )
 LIBRARY = [path for path in FILES if path.parts[0] not in ("tests", "benchmarks")]
-ROOMS = {"modeling_graphllm", "modeling_gfm", "processing_graphllm", "finetune"}
+ROOMS = {"modeling_graphllm", "modeling_gfm", "modeling_aligner", "processing_graphllm", "finetune"}
 ROOMS |= {"data_processor", "training", "evaluation", "serving", "benchmarks", "tests"}
 
 MODELS = ("modeling_graphllm", "modeling_gfm", "processing_graphllm")
+# stage 1 of the Translator: trains parts of modeling_graphllm and is no model of the Hub's own
+ALIGNER = "modeling_aligner"
 STORE = ("data_processor.schema", "data_processor.files", "data_processor.graph_store", "data_processor.graph_text")
 STORE += ("data_processor.knowledge_graph", "data_processor.subgraph_store", "data_processor.vector_index")
 STORE += ("data_processor.adjacency", "data_processor.graph_part")
@@ -34,9 +36,11 @@ MAY_IMPORT = {
     "modeling_graphllm": (),
     "modeling_gfm": (),
     "processing_graphllm": (),
+    ALIGNER: ("modeling_graphllm",),
     "data_processor.schema": (),
     "data_processor.prompts": (),
-    "evaluation.metrics": (),
+    "evaluation.metrics": ("evaluation.ranked",),
+    "evaluation.ranked": (),
     "evaluation.ranking": (),
     "data_processor.collator": (),
     "data_processor.key_index": (),
@@ -69,8 +73,19 @@ MAY_IMPORT = {
         *STORE, *TEXTS, "data_processor.collect", "data_processor.extract", "data_processor.corpus",
     ),  # fmt: skip
     "data_processor.wording": TEXTS,
-    "data_processor.producer": (*STORE, "data_processor.prompts"),
+    "data_processor.producer": (*STORE, *TEXTS),
+    "data_processor.node_stars": STORE,
+    "data_processor.node_pairs": (*STORE, "data_processor.node_stars", "data_processor.dataset"),
+    "data_processor.describe": (*STORE, "data_processor.node_stars"),
     "data_processor.dataset": STORE,
+    "data_processor.tables": ("data_processor.schema",),
+    "data_processor.passages": (
+        *STORE, "data_processor.chunking", "data_processor.documents", "data_processor.text_encoder",
+        "data_processor.embedding_cache",
+    ),  # fmt: skip
+    "data_processor.questions": (
+        "data_processor.schema", "data_processor.dataset", "data_processor.tables", "data_processor.passages",
+    ),  # fmt: skip
     "data_processor.preprocess": (*STORE, "data_processor.dataset"),
     "data_processor.retrieval": (*STORE, "data_processor.retrieval", "data_processor.linking"),
     "data_processor.retrieval.gfm": (*STORE, "data_processor.retrieval", "modeling_gfm"),
@@ -79,11 +94,18 @@ MAY_IMPORT = {
         "evaluation", "data_processor.schema", "data_processor.dataset", "data_processor.text_generator",
         "data_processor.prompts", "data_processor.replies", "data_processor.wording",
     ),  # fmt: skip
-    "training": (*MODELS, "training", "data_processor", "evaluation", *PUBLISHING),
+    # embeds predictions; reads node scores of a graph
+    "evaluation.text_metrics": ("data_processor.text_encoder",),
+    "evaluation.score_command": ("evaluation", *STORE),
+    "training": (*MODELS, ALIGNER, "training", "data_processor", "evaluation", *PUBLISHING),
+    "evaluation.opening": ("evaluation", "data_processor"),
+    # samples are shown with the picture of their subgraph
+    "evaluation.report_samples": ("evaluation", *STORE, "data_processor.inspection"),
     "finetune": (*MODELS, "training", "data_processor", "evaluation", *PUBLISHING),
     "serving": (
-        *MODELS, "serving", *STORE, "data_processor.retrieval", "data_processor.linking", "data_processor.dataset",
-        "data_processor.gfm_dataset", "data_processor.text_encoder", "data_processor.picture", "evaluation",
+        *MODELS, ALIGNER, "serving", *STORE, "data_processor.retrieval", "data_processor.linking",
+        "data_processor.dataset", "data_processor.gfm_dataset", "data_processor.text_encoder",
+        "data_processor.picture", "evaluation",
     ),  # fmt: skip
 }
 
@@ -94,16 +116,22 @@ DOORS = {
     "faiss": ("data_processor.vector_index", "benchmarks", "tests"),
     "openai": ("data_processor.text_generator", "data_processor.text_encoder", "tests"),
     "neo4j": ("data_processor.importers.neo4j", "tests"),
+    "datasets": ("data_processor.tables", "data_processor.importers.webqsp", "evaluation.hf_metrics", "tests"),
     "sentence_transformers": ("data_processor.text_encoder", "tests"),
     "deepspeed": ("modeling_graphllm", "modeling_gfm", "training", "tests"),
     "wandb": ("training", "tests"),
+    "rouge_score": ("evaluation.text_metrics", "tests"),
+    "sacrebleu": ("evaluation.text_metrics", "tests"),
+    "bert_score": ("evaluation.text_metrics", "tests"),
+    "optuna": ("training.sweep_study",),
 }
 # heavy packages that a light command must not pay for when it starts
 LAZY = {"torch", "transformers", "deepspeed", "bitsandbytes", "wandb", "faiss", "sentence_transformers", "datasets"}
+LAZY |= {"optuna"}
 LIGHT = ("data_processor.schema", "data_processor.graph_store", "data_processor.text_encoder", "data_processor.demo")
 LIGHT += ("data_processor.completion", "data_processor.gfm_dataset", "evaluation.ranking")
 LIGHT += ("data_processor.__main__", "evaluation.metrics", "evaluation.report", "evaluation.__main__")
-LIGHT += ("data_processor.text_generator",)
+LIGHT += ("data_processor.text_generator", "evaluation.report_page", "evaluation.sweep_page", "training.sweep")
 
 
 def module_name(path: Path) -> str:
@@ -183,7 +211,10 @@ def test_what_ships_to_the_hub_imports_installed_packages_only(module):
 @pytest.mark.parametrize("path", LIBRARY, ids=str)
 def test_files_and_functions_keep_their_size_and_signatures_their_types(path):
     text = (ROOT / path).read_text(encoding="utf-8")
-    limit = {"modeling_graphllm.py": 1020, "modeling_gfm.py": 1400, "processing_graphllm.py": 420}.get(path.name, 300)
+    # one file each, as they ship to the Hub; modeling_aligner is read beside the first
+    limit = {"modeling_graphllm.py": 1010, "modeling_aligner.py": 420, "modeling_gfm.py": 1400}
+    limit |= {"processing_graphllm.py": 420}
+    limit = limit.get(path.name, 300)
     assert text.count("\n") <= limit
     tree = ast.parse(text)
     assert not text.strip() or path.name == "__init__.py" or ast.get_docstring(tree)

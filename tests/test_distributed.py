@@ -238,3 +238,11 @@ def test_a_resumed_zero3_run_equals_the_uninterrupted_one(launch):
     again = json.loads((place / "again.json").read_text())["whole"]
     assert again["losses"] == reports["whole"]["losses"]
     assert again["partitioned"] == again["parameters"]
+
+
+def test_smoke_the_aligner_on_two_processes_equals_one_with_all_pairs(tmp_path):
+    """Uneven processes: three pairs on one, one on the other; contrast and negatives reach over both."""
+    torchrun(tmp_path / "report.json", worker="aligner_worker")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["found"] == pytest.approx(report["expected"], rel=1e-5)
+    assert report["largest"] > 0.1 and report["difference"] < 1e-5 * report["largest"] + 1e-6

@@ -15,6 +15,7 @@ import yaml
 from training.arguments import ROOMS, _Parser, yaml_flags
 from training.engines import markdown_table
 from training.reach import reach
+from training.sweep_plan import read_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 SHELLS = sorted([*(ROOT / "shells").glob("*.sh"), *(ROOT / "shells").glob("*.sbatch")])
@@ -105,6 +106,23 @@ def test_the_shells_of_the_graph_retriever_print_commands_whose_flags_all_parse(
     for line in shell(f"shells/{name}.sh").splitlines():
         if "finetune.py" in line:
             finetune_flags(line)
+
+
+def test_the_translators_shells_print_commands_whose_flags_all_parse():
+    (produce, first, second, evaluation) = shell("shells/train_translator.sh").splitlines()
+    assert "describe --data output/translator_demo/data" in produce and "--alignment" in evaluation
+    assert finetune_flags(first) == ["configs/demo_translator_stage1.yaml"]
+    assert finetune_flags(second) == ["configs/demo_translator_stage2.yaml"]
+    words = ["-m", "M", "-d", "DATA FOLDER", "--seed", "3", "--stage1", "--num_train_epochs", "5", "--stage2"]
+    printed = shell("shells/train_translator.sh", *words, "--freeze_lm", "False", GPUS_PER_NODE="8", OUTPUT="O")
+    one, two = [finetune_flags(line) for line in printed.splitlines() if "finetune.py" in line]
+    assert one[0] == "configs/translator_stage1.yaml" and two[0] == "configs/translator_stage2.yaml"
+    assert "--model_name_or_path" not in one and two[two.index("--model_name_or_path") + 1] == "M"
+    assert one[one.index("--data_path") + 1] == two[two.index("--data_path") + 1] == "DATA FOLDER"
+    assert one[one.index("--output_dir") + 1] == two[two.index("--init_from") + 1] == "O/stage1"
+    assert "--num_train_epochs" in one and "--num_train_epochs" not in two and "--freeze_lm" in two
+    assert one[one.index("--seed") + 1] == two[two.index("--seed") + 1] == "3"
+    assert "produce --data D --limit 3" in shell("shells/produce.sh", "--data", "D", "--limit", "3")
 
 
 def test_the_environment_gives_the_defaults_and_the_launch():
@@ -203,6 +221,24 @@ def test_every_recipe_says_its_command_and_its_keys_parse(path):
     assert isinstance(yaml.safe_load(text), dict)
     if any("finetune" in line for line in named) and "accelerate launch" not in header:
         yaml_flags(str(path), known_flags())
+
+
+def test_the_sweep_shell_hands_on_file_and_flags():
+    printed = shell("shells/sweep.sh", "-m", "M", "-d", "D E", "--lora_r", "4", OUTPUT="O").splitlines()
+    assert shlex.split(printed[0]) == [
+        *("python", "-m", "training.sweep", "configs/sweep.yaml", "--model_name_or_path", "M", "--data_path", "D E"),
+        *("--lora_r", "4", "--output_dir", "O"),
+    ]
+    assert printed[1] == "python -m evaluation report O --output O/report.html"
+    assert "training.sweep configs/sweep_demo.yaml --output_dir output/sweep" in shell("shells/sweep.sh")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("sweep*.yaml")), ids=lambda path: path.name)
+def test_every_sweep_is_a_plan_whose_flags_exist(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    plan = read_plan(path, {})
+    named = [plan.recipe, plan.trial_flags, *(flags for stage in plan.stages for flags in (stage.flags, stage.space))]
+    assert {name for flags in named for name in flags} <= known_flags()
 
 
 @pytest.mark.parametrize("path", DS_CONFIGS, ids=lambda path: path.name)

@@ -117,7 +117,7 @@ def test_a_copied_base_makes_the_folder_movable(run, tmp_path):
 
 
 def test_run_json_and_metrics_json_say_what_was_run_and_what_came_out(run):
-    output, metrics, _, _ = run("predicted", "--do_eval", "True", "--do_predict", "True")
+    output, metrics, trainer, _ = run("predicted", "--do_eval", "True", "--do_predict", "True")
     record = json.loads((output / "run.json").read_text())
     assert record["arguments"]["lora_r"] == 4
     assert record["versions"]["torch"] == torch.__version__
@@ -125,6 +125,14 @@ def test_run_json_and_metrics_json_say_what_was_run_and_what_came_out(run):
     assert {"train_loss", "eval_loss", "exact_match"} <= set(written)
     assert all(isinstance(value, float) for value in written.values())
     assert written["eval_loss"] == metrics["eval_loss"]
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log if "loss" in row] == [1, 2, 3, 4]
+    assert log[-1]["eval_loss"] == written["eval_loss"]
+    assert written["tokens"] == sum(row["tokens"] for row in log if "loss" in row) > 0 and written["peak_gib"] > 0
+    parameters = list(trainer.model.parameters())
+    assert written["parameters"] == sum(one.numel() for one in parameters)
+    assert written["parameters_trained"] == sum(one.numel() for one in parameters if one.requires_grad)
+    assert written["weight_bytes"] == 4 * written["parameters"]
     assert len((output / "predictions.jsonl").read_text().splitlines()) == SIZES["test"]
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from hub_server import Blob, HubServer, Repository, User
+from huggingface_hub import ModelCardData
 from tiny_world import write_dataset
 
 pytestmark = pytest.mark.hub
@@ -115,6 +116,10 @@ def test_the_card_says_what_the_model_is_made_of(found, hub):
     assert values["base_model"] == "me/base" and values["license"] == "mit"
     assert values["library_name"] == "transformers" and values["pipeline_tag"] == "text-generation"
     assert {"custom_code", "graphllm", "lora"} <= set(values["tags"])
+    results = ModelCardData(model_name="me/answers", **values).eval_results
+    metrics = json.loads(hub.files("me/answers")["metrics.json"].content)
+    assert {one.metric_type: one.metric_value for one in results}["exact_match"] == round(metrics["exact_match"], 4)
+    assert {one.dataset_name for one in results} == {"data"}
     assert f"revision {found['base commit']}" in text
     assert "`data`" in text and "train: 24 rows" in text and "test: 6 rows" in text
     metrics = json.loads(hub.files("me/answers")["metrics.json"].content)
@@ -151,6 +156,7 @@ def test_an_upload_that_broke_off_shows_nothing_and_goes_on_with_what_is_missing
     assert len(first) == len(second) == 1 and first[0][1] != second[0][1]
     close(resumed["loaded"], resumed["expected"])
     close(resumed["auto"], resumed["expected"])
+    assert resumed["flags"]["max_steps"] == 1  # this branch has its run.json, as all the rest
     for files in commits(hub, "lab/answers"):  # this model's base was a folder
         assert not any(b"/hub0/" in blob.content for blob in files.values())
     assert "base/model.safetensors" in commits(hub, "lab/answers")[1]

@@ -11,19 +11,17 @@ from evaluation.metrics import (
     exact_match,
     first_mention,
     first_mention_accuracy,
-    hits_at,
     majority_baseline,
-    mean_reciprocal_rank,
     normalise_answer,
     paired_bootstrap,
     per_question,
-    recall_at,
     score,
     set_scores,
     split_answers,
     token_f1,
     webqsp_scores,
 )
+from evaluation.ranked import hits_at, mean_reciprocal_rank, recall_at
 from evaluation.report import check_same_ids
 
 

@@ -141,7 +141,8 @@ def test_the_figures_are_those_of_a_count_by_hand(log, batches):
     row = write_row(log, told)
     cost = Cost(BODY, BODY, H * WORDS, H * WORDS, ATTENTION).operations(by_hand)
     assert row == {
-        "loss": 1.0, "tokens_per_s": 2 * by_hand.tokens / 4, "samples_per_s": 6 / 4, "graph_nodes_per_s": 24 / 4,
+        "loss": 1.0, "tokens": 2 * by_hand.tokens, "tokens_per_s": 2 * by_hand.tokens / 4, "samples_per_s": 6 / 4,
+        "graph_nodes_per_s": 24 / 4,
         "mfu": pytest.approx(2 * cost / (4 * 1e6)), "peak_gib": 1.5,
     }  # fmt: skip
 

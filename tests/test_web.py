@@ -1,7 +1,6 @@
 """The page: what it shows, that texts of the graph stay texts, and in headless Chromium the whole way."""
 
 import importlib.util
-import shutil
 import socket
 import sys
 import time
@@ -107,27 +106,6 @@ def address(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     return serve(pipeline, port).local_url
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium that reports its console and its requests."""
-    if importlib.util.find_spec("selenium") is None:
-        pytest.skip("pip install selenium")
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("no chromium and chromedriver: apt-get install chromium chromium-driver")
-    from selenium.webdriver import Chrome, ChromeOptions, ChromeService
-
-    options = ChromeOptions()
-    options.binary_location = program
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1000",
-                 "--disable-background-networking", "--disable-component-update"):  # fmt: skip
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = Chrome(options=options, service=ChromeService(driver))
-    yield chrome
-    chrome.quit()
 
 
 def wait_for(found, seconds: float = 120):

@@ -15,11 +15,15 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
+from data_processor.questions import without_graph
+from evaluation.trained import CONTEXTS
+from training.alignments import is_alignment
 from training.checks import check_flags
 from training.engines import offloads
 from training.machine import Machine
 from training.node_arguments import NodeArguments
 from training.rooms import (
+    AlignArguments,
     DataArguments,
     GFMArguments,
     GraphArguments,
@@ -51,6 +55,7 @@ class Arguments:
     graph: GraphArguments
     lora: LoraArguments
     data: DataArguments
+    align: AlignArguments
     gfm: GFMArguments
     node: NodeArguments
     training: TrainingArguments
@@ -62,16 +67,26 @@ class Arguments:
             return "frozen"
         return "lora" if self.lora.use_lora else "full"
 
+    @property
+    def alignment(self) -> str | None:
+        """--init_from where it is an output of the stage `align`: a reader of graphs, without a language model."""
+        return self.run.init_from if is_alignment(self.run.init_from) else None
+
+    @property
+    def earlier(self) -> str | None:
+        """--init_from where it is an output of the stage `qa`: a whole model."""
+        return None if self.alignment else self.run.init_from
+
     def flat(self) -> dict[str, Any]:
-        rooms = (self.run, self.model, self.graph, self.lora, self.data, self.gfm, self.node)
+        rooms = (self.run, self.model, self.graph, self.lora, self.data, self.align, self.gfm, self.node)
         values = {k: v for room in rooms for k, v in asdict(room).items()} | self.training.to_dict()
         paths = self.data.data_path or []
         return values | ({"data_path": paths[0]} if len(paths) == 1 else {})
 
 
 ROOMS = (
-    RunArguments, ModelArguments, GraphArguments, LoraArguments, DataArguments, GFMArguments, NodeArguments,
-    TrainingArguments,
+    RunArguments, ModelArguments, GraphArguments, LoraArguments, DataArguments, AlignArguments, GFMArguments,
+    NodeArguments, TrainingArguments,
 )  # fmt: skip
 # an item of a graph retriever's data is a batch, and its evaluation is of ranks
 BATCH_ITEMS = {
@@ -79,8 +94,8 @@ BATCH_ITEMS = {
     "label_names": ["graph_index"],
 }  # fmt: skip
 STAGE_DEFAULTS = {
-    "qa": {}, "graph": {**BATCH_ITEMS, "label_names": ["labels"]}, "gfm_pretrain": BATCH_ITEMS,
-    "gfm_finetune": BATCH_ITEMS,
+    "qa": {}, "align": {"label_names": ["text_index"]}, "graph": {**BATCH_ITEMS, "label_names": ["labels"]},
+    "gfm_pretrain": BATCH_ITEMS, "gfm_finetune": BATCH_ITEMS,
 }  # fmt: skip
 
 # states in 8 bits beside quantised weights; paged_adamw_8bit moves them to the CPU where a GPU is full
@@ -113,8 +128,19 @@ def parse(argv: list[str]) -> Arguments:
     quantised = QUANTISED_DEFAULTS if flags.q_lora and not offloads(flags) else {}
     parser.set_defaults(**STAGE_DEFAULTS[flags.stage], **quantised)
     flags = parser.parse_args(argv)
+    settle_context(flags)
     check_flags(flags, Machine.here())
     return build(flags)
+
+
+def settle_context(flags: Namespace) -> None:
+    """--context sets --use_graph and --use_text; questions without a graph have the context "none"."""
+    (path,) = flags.data_path if flags.data_path and len(flags.data_path) == 1 else ("",)
+    conversations = (Path(path) / "conversations.json").is_file()
+    if flags.stage == "qa" and not flags.context and path and not conversations:
+        flags.context = "none" if without_graph(path, None, flags.columns) else None
+    if flags.context:
+        flags.use_graph, flags.use_text = CONTEXTS[flags.context]
 
 
 def build(flags: Namespace) -> Arguments:

@@ -4,6 +4,7 @@ from argparse import Namespace
 from fnmatch import fnmatch
 from pathlib import Path
 
+from data_processor.tables import is_hub_name
 from training.engine_checks import ENGINE_CHECKS
 from training.engines import refusal
 from training.hub_checks import HUB_CHECKS, PUBLISH_CHECKS
@@ -33,22 +34,25 @@ def _writes_to_data(flags: Namespace, machine: Machine) -> bool:
 CHECKS = (
     Check(
         "no model",
-        lambda f, m: f.stage == "qa" and not f.model_name_or_path and not f.init_from,
-        "No model was named. Pass --model_name_or_path (a Hub id or a folder) or --init_from (an earlier output).",
+        lambda f, m: f.stage in ("qa", "align") and not f.model_name_or_path and not f.init_from,
+        "No model was named. Pass --model_name_or_path (a Hub id or a folder; --stage align reads texts by its "
+        "tokenizer) or --init_from (an earlier output).",
     ),
     Check(
         "no data",
         lambda f, m: not f.data_path,
-        "No data was named. Pass --data_path (a dataset folder, conversation JSON or chat JSON lines).",
+        "No data was named. Pass --data_path (a dataset folder, a table, a data set of the Hub, conversation JSON or "
+        "chat JSON lines).",
     ),
     Check(
         "missing data",
-        lambda f, m: not all(Path(path).exists() for path in f.data_path or []),
-        "--data_path {data_path} does not exist. Give a dataset folder, conversation JSON or chat JSON lines.",
+        lambda f, m: not all(Path(path).exists() or is_hub_name(path) for path in f.data_path or []),
+        "--data_path {data_path} does not exist. Give a dataset folder, a table, the name of a data set of the Hub, "
+        "conversation JSON or chat JSON lines.",
     ),
     Check(
         "several data sets",
-        lambda f, m: f.stage in ("qa", "graph") and len(f.data_path or []) > 1,
+        lambda f, m: f.stage in ("qa", "align", "graph") and len(f.data_path or []) > 1,
         "--stage {stage} trains on one data set, --data_path {data_path} are several. Give one of them, or join them.",
     ),
     Check(
@@ -57,14 +61,17 @@ CHECKS = (
         "--stage {stage} reads dataset folders, --data_path {data_path} is a file. Give the folder that holds graph/.",
     ),
     Check(
-        "language model of a graph retriever",
-        lambda f, m: f.stage != "qa" and f.model_name_or_path,
+        "language model of a stage without one",
+        lambda f, m: f.stage not in ("qa", "align") and f.model_name_or_path,
         "--model_name_or_path {model_name_or_path} names a language model, which --stage {stage} has none of. Leave "
         "it out; --init_from starts from an earlier output.",
     ),
     Check(
         "items that are batches",
-        lambda f, m: f.stage != "qa" and (f.per_device_train_batch_size, f.per_device_eval_batch_size) != (1, 1),
+        lambda f, m: (
+            f.stage not in ("qa", "align")
+            and (f.per_device_train_batch_size, f.per_device_eval_batch_size) != (1, 1)
+        ),
         "--stage {stage} reads one batch at a time. Set --questions_per_batch, or --nodes_per_batch of --stage graph, "
         "and leave --per_device_train_batch_size and --per_device_eval_batch_size out.",
     ),
@@ -105,6 +112,12 @@ CHECKS = (
         "--load_best_model_at_end needs evaluations to compare. Set --eval_strategy to the value of --save_strategy.",
     ),
     Check(
+        "read-out of an alignment",
+        lambda f, m: f.stage == "align" and f.graph_readout not in (None, "qformer"),
+        "--stage align trains a Q-Former, and --graph_readout {graph_readout} has none: it is trained in --stage qa "
+        "alone. Leave the flag out.",
+    ),
+    Check(
         "unused columns",
         lambda f, m: f.remove_unused_columns,
         "--remove_unused_columns True would drop the graphs before they are batched. Leave it out.",
@@ -127,8 +140,21 @@ CHECKS = (
     ),
     Check(
         "nothing to train",
-        lambda f, m: f.freeze_lm and not f.use_graph,
-        "--freeze_lm True with --use_graph False leaves nothing to train. Change one of them.",
+        lambda f, m: f.do_train and f.freeze_lm and not f.use_graph and not f.prompt_tuning,
+        "--freeze_lm True without graph tokens leaves nothing to train. Change one of them, train learned tokens with "
+        "--prompt_tuning N, or ask the model as it is with --do_train False --do_predict True.",
+    ),
+    Check(
+        "learned tokens beside a graph",
+        lambda f, m: f.prompt_tuning and (f.use_graph or f.prompt_tuning < 0),
+        "--prompt_tuning {prompt_tuning} puts that many learned tokens where graph tokens would stand. Set --context "
+        "none, documents or text, and a number above 0.",
+    ),
+    Check(
+        "sizes of splits",
+        lambda f, m: f.test_size < 0 or f.subset is not None and f.subset < 1 or f.top_documents < 1,
+        "--test_size {test_size}, --subset {subset} or --top_documents {top_documents} takes no row. Set them to 1 or "
+        "more, or leave them out.",
     ),
     Check(
         "base of a full model",

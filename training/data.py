@@ -14,14 +14,21 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from data_processor.dataset import ConversationDataset, GraphQADataset
 from data_processor.importers.conversations import iter_conversations
 from data_processor.preprocess import EncodedDataset
+from data_processor.questions import QuestionDataset, open_questions, without_graph
 from data_processor.schema import Rejected
 from modeling_graphllm import GraphConfig, GraphLLMConfig
 from processing_graphllm import GraphLLMProcessor
-from training.arguments import Arguments, GraphArguments
+from training.arguments import Arguments
 
 logger = logging.getLogger(__name__)
 
-RawDataset = GraphQADataset | ConversationDataset
+RawDataset = GraphQADataset | QuestionDataset | ConversationDataset
+# what T5 and its kin are given, which have no chat template: the words, the end token, and the answer in the decoder
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ eos_token }}{{ message['content'] }}"
+    "{% else %}{{ message['content'] }}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ eos_token }}{% endif %}"
+)
 # flags whose names say where they belong; GraphConfig itself says it once
 GRAPH_CONFIG_NAMES = {"num_graph_tokens": "num_tokens", "max_graph_nodes": "max_nodes"}
 
@@ -62,6 +69,11 @@ def base_of(arguments: Arguments) -> tuple[str, str | None]:
     Local folders come as absolute paths. --model_revision goes before the revision that --init_from names.
     """
     name, revision = arguments.model.model_name_or_path, arguments.model.model_revision
+    if name is None and arguments.alignment:
+        raise ValueError(
+            f"--init_from {arguments.alignment} holds a reader of graphs and no language model. Pass "
+            "--model_name_or_path as well."
+        )
     if name is None:
         config = GraphLLMConfig.from_pretrained(arguments.run.init_from)
         name, revision = config.text_model_name_or_path, revision or config.text_model_revision
@@ -76,7 +88,7 @@ def load_tokenizer(arguments: Arguments) -> tuple[PreTrainedTokenizerBase, PreTr
     Raises:
         ValueError: the model cannot be had.
     """
-    start = arguments.run.init_from
+    start = arguments.earlier
     if start:
         with explained(start):
             return AutoTokenizer.from_pretrained(start), GraphLLMConfig.from_pretrained(start).text_config
@@ -90,7 +102,7 @@ def load_tokenizer(arguments: Arguments) -> tuple[PreTrainedTokenizerBase, PreTr
 def open_splits(arguments: Arguments, tokenizer: PreTrainedTokenizerBase) -> dict[str, RawDataset]:
     """The splits that this run reads: "train", "validation", "test".
 
-    A dataset folder has its own. Of conversations, validation rows are taken out of the training rows.
+    A dataset folder has its own; a table may. Of conversations, validation rows are taken out of the training rows.
 
     Raises:
         ValueError: an evaluation or a prediction is asked for, and there are no rows for it.
@@ -101,20 +113,35 @@ def open_splits(arguments: Arguments, tokenizer: PreTrainedTokenizerBase) -> dic
         "validation": data.validation_split if training.do_eval else None,
         "test": data.test_split if training.do_predict else None,
     }
+    if without_graph(data.path, data.context, data.columns):
+        return _questions(arguments, wanted, tokenizer)
     if Path(data.path).is_dir():
-        settings = (data.use_graph, data.use_text, data.text_style, data.max_text_tokens, tokenizer)
+        soft = arguments.model.prompt_tuning > 0
+        settings = (data.use_graph, data.use_text, data.text_style, data.max_text_tokens, tokenizer, soft)
         return {key: GraphQADataset(data.path, split, *settings) for key, split in wanted.items() if split}
     if training.do_predict:
         raise ValueError(
-            f"--do_predict answers the test split of a dataset folder; {data.path} holds conversations. Leave it "
-            "out, and ask the finished model with `python -m evaluation generate --data FILE`."
+            f"--do_predict answers the test split of a dataset folder or table; {data.path} holds conversations. "
+            "Leave it out, and ask the finished model with `python -m evaluation generate --data FILE`."
         )
-    if arguments.model.freeze_lm:
+    if arguments.model.freeze_lm or arguments.model.prompt_tuning:
         raise ValueError(
-            f"--freeze_lm True trains the graph modules only, and conversations ({data.path}) have no graph. "
-            "Leave it out."
+            f"--freeze_lm True and --prompt_tuning train what reads graphs, and conversations ({data.path}) have "
+            "none. Leave them out."
         )
     return _conversations(arguments)
+
+
+def _questions(
+    arguments: Arguments, wanted: dict[str, str | None], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, RawDataset]:
+    with Rejected(folder_of_rejected(arguments) / "rejected.jsonl") as rejected:
+        with arguments.training.main_process_first(desc="reading the questions"):
+            cache = cache_folder(arguments)
+            opened = open_questions(arguments.data.path, wanted, arguments.flat(), rejected, tokenizer, cache)
+    if rejected.count:
+        logger.warning("%d rows of %s left out, reasons in %s", rejected.count, arguments.data.path, rejected.path)
+    return opened
 
 
 def _conversations(arguments: Arguments) -> dict[str, RawDataset]:
@@ -162,9 +189,7 @@ def encode(
     arguments: Arguments, splits: dict[str, RawDataset], processor: GraphLLMProcessor, text_config: PreTrainedConfig
 ) -> dict[str, EncodedDataset]:
     """The splits as token ids; prompts are shortened to what the flags and the language model allow."""
-    data, folder = arguments.data, Path(arguments.training.output_dir)
-    # the underscore keeps it out of what the Trainer pushes
-    cache = None if arguments.run.dry_run else data.preprocess_cache or folder / "_preprocessed"
+    data, cache = arguments.data, cache_folder(arguments)
     with arguments.training.main_process_first(desc="tokenising"):
         return {
             name: EncodedDataset(
@@ -180,6 +205,14 @@ def encode(
         }
 
 
+def cache_folder(arguments: Arguments) -> Path | None:
+    """Where token ids and embeddings are kept from run to run, if they are."""
+    if arguments.run.dry_run or arguments.data.no_cache:
+        return None
+    # the underscore keeps it out of what the Trainer pushes
+    return Path(arguments.data.preprocess_cache or Path(arguments.training.output_dir) / "_preprocessed")
+
+
 def longest(arguments: Arguments, text_config: PreTrainedConfig) -> int:
     """The longest example in tokens: what the flags and the language model allow."""
     limits = [arguments.model.model_max_length, text_config.to_dict().get("max_position_embeddings")]
@@ -187,13 +220,16 @@ def longest(arguments: Arguments, text_config: PreTrainedConfig) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------- processor
-def graph_settings(flags: GraphArguments, dataset: RawDataset, use_graph: bool) -> GraphConfig:
+def graph_settings(arguments: Arguments, dataset: RawDataset) -> GraphConfig:
     """The reader of graphs that the flags describe, with the widths of the data's features.
 
-    A run that sees no graph carries the smallest reader there is.
+    A run that sees no graph carries the smallest reader there is; its null vector becomes the tokens of
+    --prompt_tuning.
     """
-    if not use_graph or isinstance(dataset, ConversationDataset):
-        return GraphConfig(encoder="none", feature_dim=1, num_tokens=1, projector="linear")
+    if not (arguments.data.use_graph and isinstance(dataset, GraphQADataset)):
+        tokens = max(1, arguments.model.prompt_tuning)
+        return GraphConfig(encoder="none", feature_dim=1, num_tokens=tokens, projector="linear")
+    flags = arguments.graph
     given = {name: value for name, value in asdict(flags).items() if value is not None and name != "graph_token"}
     settings = {GRAPH_CONFIG_NAMES.get(name, name.removeprefix("graph_")): value for name, value in given.items()}
     return GraphConfig(feature_dim=dataset.feature_dim, edge_feature_dim=dataset.edge_feature_dim, **settings)
@@ -202,15 +238,16 @@ def graph_settings(flags: GraphArguments, dataset: RawDataset, use_graph: bool) 
 def build_processor(
     arguments: Arguments, tokenizer: PreTrainedTokenizerBase, graph: GraphConfig, text_config: PreTrainedConfig
 ) -> GraphLLMProcessor:
-    """The processor of a first build.
+    """The processor of a first build; an encoder-decoder without a chat template gets a plain one.
 
     Raises:
         ValueError: no chat template, no pad token, or the placeholder is a word of the vocabulary.
     """
-    template = arguments.model.chat_template
+    named, plain = arguments.model.chat_template, text_config.is_encoder_decoder and not tokenizer.chat_template
+    template = Path(named).read_text(encoding="utf-8") if named else PLAIN_TEMPLATE if plain else None
     return GraphLLMProcessor.from_tokenizer(
         tokenizer,
-        chat_template=Path(template).read_text(encoding="utf-8") if template else None,
+        chat_template=template,
         graph_token=arguments.graph.graph_token,
         num_graph_tokens=graph.num_tokens,
         graph_readout=graph.readout,

@@ -3,6 +3,7 @@
 import importlib.util
 from argparse import Namespace
 
+from training.alignments import is_alignment
 from training.deepspeed_file import deepspeed_config, zero_stage
 from training.engines import SHARDED, TAKES_FROM_BASE, asked_engine, offloads, refusal
 from training.machine import Check
@@ -38,6 +39,12 @@ ENGINE_CHECKS = (
         lambda f, m: f.deepspeed and importlib.util.find_spec("deepspeed") is None,
         "--deepspeed {deepspeed} needs deepspeed, which is not installed. Run `pip install deepspeed`, or leave the "
         "flag out.",
+    ),
+    Check(
+        "DeepSpeed by accelerate",
+        lambda f, m: m.accelerate_deepspeed and not f.deepspeed,
+        "The configuration of accelerate asks for DeepSpeed, whose batch and steps would not be those of the flags. "
+        "Take it out there and give --deepspeed ds_configs/zero2.json here.",
     ),
     Check(
         "DeepSpeed without ZeRO",
@@ -118,7 +125,7 @@ ENGINE_CHECKS = (
     ),
     Check(
         "quantised with init_from",
-        lambda f, m: f.q_lora and f.init_from,
+        lambda f, m: f.q_lora and f.init_from and not is_alignment(f.init_from),
         "--q_lora quantises a base model when it is first loaded. Pass --model_name_or_path instead of --init_from.",
     ),
     Check(

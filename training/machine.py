@@ -19,6 +19,7 @@ class Machine:
         first: it is the first of all processes; the others must not judge an output folder that it is already filling.
         processes: of the whole run.
         bf16: what it trains on calculates in bfloat16.
+        accelerate_deepspeed: a configuration of accelerate asks for DeepSpeed.
     """
 
     gpus: int
@@ -26,13 +27,16 @@ class Machine:
     first: bool = True
     processes: int = 1
     bf16: bool = True
+    accelerate_deepspeed: bool = False
 
     @classmethod
     def here(cls) -> "Machine":
         gpus = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
         bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
         processes = int(os.environ.get("WORLD_SIZE", "1"))
-        return cls(gpus, "LOCAL_RANK" in os.environ, os.environ.get("RANK", "0") == "0", processes, bf16)
+        by_accelerate = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+        first = os.environ.get("RANK", "0") == "0"
+        return cls(gpus, "LOCAL_RANK" in os.environ, first, processes, bf16, by_accelerate)
 
     def accumulation(self, flags: Namespace) -> int:
         """Batches of one process in one optimizer step: as many as make up --total_batch_size, or as the flags say."""

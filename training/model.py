@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from modeling_graphllm import GraphConfig, GraphLLMConfig, GraphLLMForConditionalGeneration
 from processing_graphllm import GraphLLMProcessor
 from training.adapters import quantization, with_adapters
+from training.align_model import start_from_alignment
 from training.arguments import Arguments
 from training.data import base_of, explained
 from training.deepspeed_file import zero_stage
@@ -32,7 +33,7 @@ def build_model(
         processor: knows the placeholder's id.
         feature_encoder: what made the features.
     """
-    start = arguments.run.init_from
+    start = arguments.earlier
     if start is not None:
         check_features(start, feature_encoder)
     adapted = start is not None and (Path(start) / "adapter_config.json").is_file()
@@ -40,6 +41,8 @@ def build_model(
         model = _from_base(arguments, graph, processor, feature_encoder)
     else:
         model = GraphLLMForConditionalGeneration.from_pretrained(start, **language_model_kwargs(arguments))
+    if arguments.alignment:
+        start_from_alignment(model, arguments.alignment)
     model.config.lean = arguments.adaptation != "full"
     # what an adapter's configuration will call its base: the folder or repository that holds all of it
     model.name_or_path = arguments.training.hub_model_id or str(Path(arguments.training.output_dir).resolve())
@@ -59,7 +62,7 @@ def _from_base(
 ) -> PreTrainedModel:
     name, revision = base_of(arguments)
     # weights are read where a shape does not tell all: an earlier adapter, 4 bits, the partition of ZeRO-3
-    read = not arguments.run.dry_run or arguments.run.init_from or arguments.lora.q_lora
+    read = not arguments.run.dry_run or arguments.earlier or arguments.lora.q_lora
     read = read or zero_stage(arguments.training) == 3
     with explained(name):
         model = GraphLLMForConditionalGeneration.from_components(

@@ -17,6 +17,7 @@ from processing_graphllm import GraphLLMProcessor
 from serving.publish import base_folder, composite, save_output, write_companions
 from training import data, model
 from training.adapters import first_factors, save_as_plain_lora, takes_from_base
+from training.align_model import aligned_config, check_states
 from training.arguments import Arguments
 from training.dry_run import dry_run as report
 from training.model import check_trainable, graph_config_of
@@ -55,9 +56,14 @@ def build(arguments: Arguments, opened: Opened) -> Parts:
 
 def readers(arguments: Arguments, opened: Opened, dataset: Any) -> tuple[GraphLLMProcessor, GraphConfig]:
     """The processor and the graph's reader: those of --init_from, or new ones as the flags and the data say."""
-    if arguments.run.init_from:
-        return GraphLLMProcessor.from_pretrained(arguments.run.init_from), graph_config_of(arguments.run.init_from)
-    graph = data.graph_settings(arguments.graph, dataset, arguments.data.use_graph)
+    if arguments.earlier:
+        return GraphLLMProcessor.from_pretrained(arguments.earlier), graph_config_of(arguments.earlier)
+    if arguments.alignment:
+        graph = aligned_config(arguments, dataset)
+    else:
+        graph = data.graph_settings(arguments, dataset)
+        if graph.readout == "qformer":
+            check_states(graph, dataset)
     return data.build_processor(arguments, opened.tokenizer, graph, opened.text_config), graph
 
 

@@ -19,10 +19,10 @@ FREE = {
     "output_dir", "resume_from_checkpoint", "dry_run", "json", "include_base", "num_train_epochs", "max_steps",
     "do_train", "do_eval", "do_predict", "max_new_tokens", "per_device_eval_batch_size", "validation_split",
     "test_split", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "use_wandb", "report_to",
-    "run_name", "project", "disable_tqdm", "cache_dir", "preprocess_cache", "lazy_preprocess", "local_rank", "debug",
-    "skip_memory_metrics", "bf16_full_eval", "fp16_full_eval", "prediction_loss_only", "batch_eval_metrics",
-    "include_for_metrics", "enable_jit_checkpoint", "inspect_step", "total_batch_size", "publish",
-    "activation_checkpointing", "activation_checkpointing_kwargs",
+    "run_name", "project", "disable_tqdm", "cache_dir", "preprocess_cache", "lazy_preprocess", "no_cache",
+    "local_rank", "debug", "skip_memory_metrics", "bf16_full_eval", "fp16_full_eval", "prediction_loss_only",
+    "batch_eval_metrics", "include_for_metrics", "enable_jit_checkpoint", "inspect_step", "total_batch_size",
+    "publish", "activation_checkpointing", "activation_checkpointing_kwargs",
 }  # fmt: skip
 # these change the order or the number of the rows, and therefore the steps
 NOT_FREE = {"dataloader_drop_last"}

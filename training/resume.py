@@ -20,9 +20,15 @@ UNIVERSAL = "universal"  # ends the name of a checkpoint that ZeRO reads on any 
 
 
 def begin(arguments: Arguments, raw: dict[str, Any]) -> None:
-    """Claims the output folder with run.json, unless its checkpoints are another run's and would be continued."""
+    """Claims the output folder with run.json, unless its checkpoints are another run's and would be continued.
+
+    A run that only answers questions says so there, too, beside its predictions, where no training has.
+    """
     training = arguments.training
-    if not (training.do_train and training.should_save) or arguments.run.dry_run or training.inspect_step is not None:
+    answers = training.do_predict and not (Path(training.output_dir) / "run.json").exists()
+    if not (training.do_train or answers) or not training.should_save:
+        return
+    if arguments.run.dry_run or training.inspect_step is not None:
         return
     data = {name: split.fingerprint for name, split in raw.items()}
     if training.resume_from_checkpoint == "auto":

@@ -14,7 +14,7 @@ from training.machine import Machine
 
 @dataclass
 class RunArguments:
-    stage: Literal["qa", "graph", "gfm_pretrain", "gfm_finetune"] = HfArg(
+    stage: Literal["qa", "align", "graph", "gfm_pretrain", "gfm_finetune"] = HfArg(
         default="qa", help="What is trained: see training/stages.py."
     )
     init_from: str | None = HfArg(default=None, help="Output folder of a run whose weights this one starts from.")
@@ -44,6 +44,10 @@ class ModelArguments:
         default=None, help="sdpa (the default), eager, flash_attention_2 (needs a GPU and flash-attn; not verified)."
     )
     freeze_lm: bool = HfArg(default=False, help="Train the graph modules only: no LoRA, no language-model weight.")
+    prompt_tuning: int = HfArg(
+        default=0, help="Learned tokens in front of the prompt, where graph tokens would stand; with --freeze_lm True "
+        "they are all that is trained."
+    )
     chat_template: str | None = HfArg(default=None, help="Jinja file to use instead of the tokenizer's template.")
     model_max_length: int = HfArg(default=8192, help="Longest example in tokens; the prompt is cut, never the answer.")
     max_new_tokens: int = HfArg(default=32, help="Longest answer of --do_predict, in tokens.")
@@ -62,11 +66,23 @@ class GraphArguments:
     graph_aggregations: list[str] | None = HfArg(default=None, help="Of mpnn: any of sum max mean var.")
     graph_bidirectional: bool | None = HfArg(default=None, help="True or False: messages also against the edges.")
     graph_readout: str | None = HfArg(
-        default=None, help="mean (a fixed number of tokens), nodes (one per node), ho or nd (the neighbourhood of the "
-        "first node, hop by hop or as a tree, without parameters)."
+        default=None, help="mean (a fixed number of tokens), nodes (one per node), qformer (learned queries), ho or "
+        "nd (the neighbourhood of the first node, hop by hop or as a tree, without parameters)."
     )  # fmt: skip
-    num_graph_tokens: int | None = HfArg(default=None, help="Tokens of one graph: readout mean 8, ho 5, nd 111.")
-    max_graph_nodes: int | None = HfArg(default=None, help="Most nodes that become tokens with readout nodes.")
+    num_graph_tokens: int | None = HfArg(default=None, help="Of one graph: readout mean 8, qformer 32, ho 5, nd 111.")
+    max_graph_nodes: int | None = HfArg(default=None, help="Most nodes that readout nodes and qformer look at.")
+    qformer_dim: int | None = HfArg(default=None, help="Width of the Q-Former.")
+    qformer_num_layers: int | None = HfArg(default=None, help="Its layers.")
+    qformer_num_heads: int | None = HfArg(default=None, help="Its attention heads.")
+    qformer_intermediate_dim: int | None = HfArg(default=None, help="Inner width of its feed-forward networks.")
+    qformer_dropout: float | None = HfArg(default=None, help="Its dropout.")
+    cross_attention_every: int | None = HfArg(default=None, help="Every so many of its layers read the graph.")
+    state_layers: str | None = HfArg(
+        default=None, help="Of the qformer: last (a node has one state) or all (one after each layer of the encoder)."
+    )
+    states_per_vector: int | None = HfArg(
+        default=None, help="Linear images of each state that queries choose from; above 1 where graphs have one node."
+    )
     graph_projector: str | None = HfArg(default=None, help="mlp, ffn or linear.")
     projector_hidden_dim: int | None = HfArg(default=None, help="Inner width of the projector.")
     projector_dropout: float | None = HfArg(default=None, help="Dropout of the ffn projector.")
@@ -110,10 +126,23 @@ class LoraArguments:
 class DataArguments:
     data_path: list[str] | None = HfArg(
         default=None,
-        help="A dataset folder, conversation JSON or chat JSON lines. The stages of a graph retriever take several "
-        "dataset folders.",
+        help="A dataset folder, a table (CSV, JSON, Parquet), a data set's name on the Hub, conversation JSON or chat "
+        "JSON lines. The stages of a graph retriever take several dataset folders.",
     )
-    train_split: str = HfArg(default="train", help="Split of a dataset folder that is trained on.")
+    columns: list[str] | None = HfArg(
+        default=None,
+        help="Of a table: ROLE=COLUMN with a role of question, answer, id, type, group (rows of a group stay in one "
+        "split). By default question=question answer=answer.",
+    )
+    dataset_config: str | None = HfArg(default=None, help="Configuration of a data set of the Hub.")
+    dataset_revision: str | None = HfArg(default=None, help="Branch, tag or commit of a data set of the Hub.")
+    test_rows: str | None = HfArg(default=None, help="Of a table: COLUMN=VALUE of the rows that are tested on.")
+    test_size: int = HfArg(
+        default=0, help="Rows that are tested on, taken out of a table that has no --test_split and no --test_rows."
+    )
+    subset: int | None = HfArg(default=None, help="Of a table: train on so many rows of those left.")
+    split_seed: int = HfArg(default=0, help="Of the draw of a table's splits and --subset.")
+    train_split: str = HfArg(default="train", help="Split that is trained on.")
     validation_split: str = HfArg(default="validation", help="Split that --do_eval and --eval_strategy read.")
     test_split: str = HfArg(default="test", help="Split that --do_predict answers.")
     validation: bool = HfArg(
@@ -122,11 +151,27 @@ class DataArguments:
     validation_size: int = HfArg(
         default=1000, help="Rows taken out of training; a tenth, with a warning, if that would leave none."
     )
+    context: Literal["none", "documents", "text", "graph", "both"] | None = HfArg(
+        default=None,
+        help="What stands beside the question: nothing, the nearest documents, the subgraph as text, as graph tokens, "
+        "or both. Sets --use_graph and --use_text.",
+    )
     use_graph: bool = HfArg(default=True, help="Give the model graph tokens.")
     use_text: bool = HfArg(default=True, help="Write the subgraph's facts into the prompt.")
+    documents: str | None = HfArg(
+        default=None, help="A folder of texts, a text or documents.jsonl; by default documents.jsonl of the data set, "
+        "or the documents of its graph."
+    )
+    document_encoder: str = HfArg(default="hashing", help="What embeds them, as for `python -m data_processor embed`.")
+    top_documents: int = HfArg(default=5, help="Chunks of documents that a question is shown.")
+    chunk_tokens: int = HfArg(default=256, help="Longest chunk of a document.")
+    document_index: Literal["exact", "hnsw", "ivf"] = HfArg(
+        default="exact", help="exact, or approximate by FAISS: hnsw, ivf."
+    )
     text_style: str = HfArg(default="triples", help="triples or tables.")
     max_text_tokens: int | None = HfArg(default=None, help="Budget for the facts in the prompt; the worst go first.")
     lazy_preprocess: bool = HfArg(default=False, help="Tokenise each time a row is read, instead of once before.")
+    no_cache: bool = HfArg(default=False, help="Tokenise and embed anew, and keep nothing of it.")
     preprocess_cache: str | None = HfArg(default=None, help="Folder of tokenised rows, reused while nothing changed.")
     packing: bool = HfArg(
         default=False, help="Put the examples of a batch into one row instead of padding them to the longest."
@@ -137,7 +182,26 @@ class DataArguments:
         """The one path of a stage that takes one; of a collection without a graph, its conversations."""
         (path,) = self.data_path
         conversations = Path(path) / "conversations.json"
-        return str(conversations) if conversations.is_file() and not (Path(path) / "graph").exists() else path
+        if self.context or not conversations.is_file() or (Path(path) / "graph").exists():
+            return path
+        return str(conversations)
+
+
+@dataclass
+class AlignArguments:
+    """Of the stage align; the Q-Former's own shape is a matter of the graph's flags."""
+
+    align_text_tokens: int = HfArg(default=512, help="Longest text, in tokens; the end of a longer one is not read.")
+    align_dim: int = HfArg(default=256, help="Width of the space that graphs and texts share.")
+    align_temperature: float = HfArg(default=0.07, help="That similarities are divided by at first; it is learned.")
+    align_smoothing: float = HfArg(default=0.1, help="Share of the contrast's targets that is spread over all pairs.")
+    contrastive_weight: float = HfArg(default=1.0, help="Of telling a pair from all others; 0 leaves it out.")
+    matching_weight: float = HfArg(default=1.0, help="Of telling a pair from hard negatives; 0 leaves it out.")
+    captioning_weight: float = HfArg(default=1.0, help="Of writing the text of a graph; 0 leaves it out.")
+    qformer_init: Literal["random", "bert"] = HfArg(
+        default="random", help="What the Q-Former starts as: random weights, or those of the BERT that "
+        "--model_name_or_path names."
+    )
 
 
 @dataclass

@@ -137,8 +137,8 @@ def peak_memory(device: torch.device) -> int:
 
 # ------------------------------------------------------------------------------------------------------- the log
 class ThroughputLog(TrainerCallback):
-    """Adds `tokens_per_s`, `samples_per_s`, `graph_nodes_per_s`, `peak_gib` and, where the peak speed of the device is
-    known, `mfu` to each row of the log that has a loss.
+    """Adds to each row of the log that has a loss, and in the history to the last one: `tokens` (read since the row
+    before), `tokens_per_s`, `samples_per_s`, `graph_nodes_per_s`, `peak_gib` and, for known devices, `mfu`.
 
     It must come before the reporters among the callbacks. Time spent on evaluations and checkpoints does not count.
 
@@ -201,7 +201,7 @@ class ThroughputLog(TrainerCallback):
         logs: dict[str, Any],
         **kwargs: Any,
     ) -> None:
-        if "loss" not in logs or self.total is None:
+        if self.total is None or not {"loss", "train_runtime"} & logs.keys():  # of some steps, or after the last one
             return
         self._count_time(True)  # the Trainer has just waited for the device
         peak = torch.tensor(peak_memory(args.device), device=args.device)
@@ -209,14 +209,16 @@ class ThroughputLog(TrainerCallback):
             torch.distributed.all_reduce(self.total)
             torch.distributed.all_reduce(peak, op=torch.distributed.ReduceOp.MAX)
         figures = self.figures(Counts(*self.total.tolist()), args.world_size) | {"peak_gib": int(peak) / GIB}
-        logs.update(figures)
         state.log_history[-1].update(figures)
+        if "loss" in logs:  # the last row is also what the Trainer returns: of the whole run, not of its last steps
+            logs.update(figures)
         self.total, self.seconds = None, 0.0
 
     def figures(self, counts: Counts, devices: int) -> dict[str, float]:
         """The rates of what was counted in `self.seconds`."""
         rates = {"tokens": counts.tokens, "samples": counts.samples, "graph_nodes": counts.nodes}
-        figures = {f"{name}_per_s": number / self.seconds for name, number in rates.items()}
+        figures = {"tokens": float(counts.tokens)}
+        figures |= {f"{name}_per_s": number / self.seconds for name, number in rates.items()}
         if self.peak and self.cost:
             figures["mfu"] = self.cost.operations(counts) / (self.seconds * self.peak * devices)
         return figures

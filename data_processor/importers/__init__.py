@@ -6,6 +6,7 @@ from data_processor.importers.conversations import import_conversations, iter_co
 from data_processor.importers.expla_graphs import import_expla_graphs
 from data_processor.importers.gfm_rag import import_gfm_rag
 from data_processor.importers.graphml import import_graphml
+from data_processor.importers.graphtranslator import import_graphtranslator
 from data_processor.importers.metaqa import import_metaqa
 from data_processor.importers.neo4j import import_neo4j
 from data_processor.importers.npz import import_npz
@@ -24,6 +25,7 @@ IMPORTERS: dict[str, Callable[..., ImportReport]] = {
     "expla_graphs": import_expla_graphs,
     "gfm_rag": import_gfm_rag,
     "graphml": import_graphml,
+    "graphtranslator": import_graphtranslator,
     "metaqa": import_metaqa,
     "neo4j": import_neo4j,
     "npz": import_npz,

@@ -1,0 +1,272 @@
+"""Questions from a table: CSV, JSON or Parquet files, or a data set of the Hub; columns by name, seeded splits."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_processor.schema import QAPair, Rejected
+
+READERS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
+# what a column can stand for, and the columns that are taken where no name is given
+ROLES = ("question", "answer", "id", "type", "group")
+USUAL = {"question": "question", "answer": "answer"}
+TRAIN = "train"  # the one split of a file
+
+
+class Row(NamedTuple):
+    """A question, the group that stays together with it, and whether the table itself says that it is tested on."""
+
+    pair: QAPair
+    group: str
+    test: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """Where questions stand and how they are divided; every field is a flag of finetune.py of the same name.
+
+    Attributes:
+        train_split: of a data set of the Hub, and that from which others are taken.
+        columns: `ROLE=COLUMN` with a role of ROLES; a column inside another is written `outer.inner`.
+        dataset_config, dataset_revision: of a data set of the Hub.
+        test_rows: `COLUMN=VALUE` of the rows that are tested on.
+        test_size: rows that are tested on, where the table has neither such rows nor a split for them.
+        validation, validation_size: whether, and how many, rows are taken out of training to be validated on.
+        subset: rows that are trained on, drawn from those left; None: all.
+        split_seed: of the draws. Rows with one value of the column `group` stay together.
+    """
+
+    train_split: str = TRAIN
+    columns: tuple[str, ...] = ()
+    dataset_config: str | None = None
+    dataset_revision: str | None = None
+    test_rows: str | None = None
+    test_size: int = 0
+    validation: bool = True
+    validation_size: int = 1000
+    subset: int | None = None
+    split_seed: int = 0
+
+    @classmethod
+    def of(cls, flags: Mapping[str, Any]) -> Table:
+        """From flags by name, others are left out."""
+        given = {field.name: flags[field.name] for field in fields(cls) if field.name in flags}
+        return cls(**given | {"columns": tuple(given.get("columns") or ())})
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+def is_table(path: str, columns: Sequence[str] | None = None) -> bool:
+    """Whether a path is read as a table.
+
+    CSV and Parquet are; JSON with `columns` or a column "question" is, else it holds conversations; and what does not
+    exist here is, if it can be a name on the Hub.
+    """
+    file = Path(path)
+    if not file.exists():
+        return is_hub_name(path)
+    if file.is_dir() or not columns and suffix_of(file) not in READERS:
+        return False
+    if columns or READERS[suffix_of(file)] != "json":
+        return True
+    return USUAL["question"] in first_row(file)
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether a path that does not exist can be the name of a data set of the Hub."""
+    return HUB_NAME.fullmatch(path) is not None and suffix_of(Path(path)) not in READERS
+
+
+def suffix_of(file: Path) -> str:
+    """The kind of a file, without `.gz`."""
+    return Path(file.name.removesuffix(".gz")).suffix.lower()
+
+
+def first_row(file: Path) -> dict[str, Any]:
+    """The first object of a JSON file, as far as its beginning shows it; without one, nothing."""
+    with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8-sig", errors="replace") as opened:
+        text = opened.read(1 << 16).lstrip("[ \t\r\n")
+    try:
+        row, _ = json.JSONDecoder().raw_decode(text)
+    except ValueError:
+        return {name: None for name in re.findall(r'"(\w+)"\s*:', text)}
+    return row if isinstance(row, dict) else {}
+
+
+def read_splits(path: str, table: Table) -> dict[str, Any]:
+    """The splits of a table by name as `datasets.Dataset`s, nested columns flattened; a file has the split "train".
+
+    Raises:
+        ValueError: the data set or the file cannot be had or read.
+    """
+    import datasets
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+    file = Path(path)
+    try:
+        if file.is_file():
+            kind = READERS[suffix_of(file)]
+            more = {"sep": "\t"} if suffix_of(file) == ".tsv" else {}
+            loaded = datasets.load_dataset(kind, data_files=str(file), **more)
+        else:
+            loaded = datasets.load_dataset(path, table.dataset_config, revision=table.dataset_revision)
+    except (DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
+        raise ValueError(
+            f"{path!r} is neither a file here nor a data set of the Hub that can be reached. Check the name in "
+            "--data_path; log in with `hf auth login` if it is private."
+        ) from error
+    except (DatasetGenerationError, ValueError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        said = f"{path} could not be read as a table ({reason})"
+        raise ValueError(f"{said}. Check the file, or --dataset_config.") from error
+    return {name: split.flatten() for name, split in loaded.items()}
+
+
+def column_map(columns: Sequence[str], there: Sequence[str], path: str) -> dict[str, str]:
+    """Role -> column.
+
+    Raises:
+        ValueError: a word that is no `ROLE=COLUMN`, or a column that does not exist; the sentence lists those that do.
+    """
+    wanted = dict(USUAL)
+    if "answers" in there and "answer" not in there:
+        wanted["answer"] = "answers"
+    for word in columns:
+        role, _, column = word.partition("=")
+        if role not in ROLES or not column:
+            raise ValueError(f"--columns {word} is no ROLE=COLUMN. The roles are {', '.join(ROLES)}.")
+        wanted[role] = column
+    for role, column in wanted.items():
+        if column not in there:
+            raise ValueError(
+                f"{path} has no column {column!r} for the {role}. It has: {', '.join(there)}. Name one with "
+                f"--columns {role}=COLUMN."
+            )
+    return wanted
+
+
+def usable_rows(split: Any, columns: Mapping[str, str], name: str, test: str | None, rejected: Rejected) -> list[Row]:
+    """The rows with a question and an answer; the others go to `rejected` with their number, from 1.
+
+    Args:
+        split: a `datasets.Dataset`. columns: see `column_map`. name: of the split, in `rejected`.
+        test: `COLUMN=VALUE` of the rows that are tested on.
+    """
+    labels = {column: feature.int2str for column, feature in split.features.items() if "names" in vars(feature)}
+    column, _, value = (test or "").partition("=")
+    rows, taken = [], set()
+    for number, row in enumerate(split, start=1):
+        values = {role: row[one] for role, one in columns.items()}
+        key = str(values.get("id", number))
+        try:
+            values |= {role: labels[one](row[one]) for role, one in columns.items() if one in labels}
+            if key in taken:
+                raise ValueError(f"the id {key!r} stands in an earlier row")
+            pair = to_pair(key, values)
+        except ValueError as error:
+            rejected.add(Path(name), number, str(error), {"id": key})
+            continue
+        taken.add(key)
+        rows.append(Row(pair, str(values.get("group", key)), test is not None and str(row[column]) == value))
+    return rows
+
+
+def to_pair(key: str, values: Mapping[str, Any]) -> QAPair:
+    """The question of a row; ValueError says what it lacks."""
+    question, given = values["question"], values["answer"]
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError("the question is empty")
+    answers = tuple(str(one) for one in (given if isinstance(given, list) else [given]) if one not in (None, ""))
+    if not answers or not all(one.strip() for one in answers):
+        raise ValueError("the answer is empty")
+    kind = values.get("type")
+    return QAPair(key, question.strip(), answers, type=None if kind is None else str(kind))
+
+
+# ------------------------------------------------------------------------------------------------------------ dividing
+def open_table(
+    path: str, table: Table, wanted: Mapping[str, str | None], rejected: Rejected
+) -> dict[str, list[QAPair]]:
+    """The splits that a run reads, "train", "validation" and "test", as lists of questions.
+
+    What the table itself calls by the wanted names is taken as it is; else test rows are taken out of the training
+    rows, then validation rows, each by whole groups. The test rows do not depend on what else is wanted.
+
+    Args:
+        path: a file or a name on the Hub.
+        wanted: key -> name of the table's split, None for one that is not read. rejected: takes unusable rows.
+
+    Raises:
+        ValueError: see `read_splits` and `column_map`; a split that would have no row.
+    """
+    splits = read_splits(path, table)
+    train = table.train_split
+    if train not in splits:
+        raise ValueError(f"{path} has no split {train!r}. It has: {', '.join(splits)}. Name one with --train_split.")
+    column = (table.test_rows or "").partition("=")[0]
+    if table.test_rows and column not in splits[train].column_names:
+        has = ", ".join(splits[train].column_names)
+        raise ValueError(f"--test_rows {table.test_rows}: {path} has no column {column!r}. It has: {has}.")
+    own = {key: name for key, name in wanted.items() if name in splits and name != train} | {"train": train}
+    rows = {}
+    for key, name in own.items():
+        columns, marked = column_map(table.columns, splits[name].column_names, path), table.test_rows
+        rows[key] = usable_rows(splits[name], columns, f"{path}:{name}", marked if key == "train" else None, rejected)
+    divided = divide(rows, table, bool(wanted.get("validation")))
+    return {key: checked(divided, key, path, table) for key, name in wanted.items() if name}
+
+
+def divide(rows: Mapping[str, list[Row]], table: Table, validate: bool) -> dict[str, list[Row]]:
+    """The splits that are there, and those that are taken out of "train"."""
+    found, rest = dict(rows), rows["train"]
+    if table.test_rows:
+        found["test"], rest = [row for row in rest if row.test], [row for row in rest if not row.test]
+    elif "test" not in found and table.test_size:
+        found["test"], rest = held_out(rest, table.test_size, table.split_seed)
+    if validate and "validation" not in found and table.validation:
+        found["validation"], rest = held_out(rest, table.validation_size, table.split_seed + 1)
+    return found | {"train": drawn(rest, table.subset, table.split_seed)}
+
+
+def checked(found: Mapping[str, list[Row]], key: str, path: str, table: Table) -> list[QAPair]:
+    """The questions of a split; ValueError if it has none."""
+    if found.get(key):
+        return [row.pair for row in found[key]]
+    untold = "Set --test_size N or --test_rows COLUMN=VALUE"
+    told = {
+        "train": "Every row is tested on, or was rejected",
+        "validation": "Set --validation True with --validation_size, or --eval_strategy no",
+        "test": f"No row has {table.test_rows}" if table.test_rows else untold,
+    }
+    raise ValueError(f"The split {key!r} of {path} has zero rows. {told[key]}.")
+
+
+def held_out(rows: list[Row], size: int, seed: int) -> tuple[list[Row], list[Row]]:
+    """(held out, the rest): whole groups, drawn until there are `size` rows, or a tenth where that would leave none.
+
+    The last group is never drawn: of one group nothing is held out.
+    """
+    counts = Counter(row.group for row in rows)
+    groups = sorted(counts)
+    random.Random(seed).shuffle(groups)
+    size = size if size < len(rows) else max(1, len(rows) // 10)
+    before = np.cumsum([0, *(counts[group] for group in groups)])  # rows of the groups in front of each
+    chosen = {group for group, total in zip(groups[:-1], before, strict=False) if total < size}
+    return [row for row in rows if row.group in chosen], [row for row in rows if row.group not in chosen]
+
+
+def drawn(rows: list[Row], count: int | None, seed: int) -> list[Row]:
+    """`count` of the rows in their order, or all."""
+    if count is None or count >= len(rows):
+        return rows
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), count))]

@@ -1,0 +1,167 @@
+"""What a report says of answers: verdicts, scores with intervals, differences between runs, question types."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from evaluation.metrics import bootstrap_interval, per_question, score
+from evaluation.page import Block, Section, Table, Text
+from evaluation.report import LOST, Columns, Row, Run, compare, verdict
+from evaluation.significance import LEVEL, beyond_chance, judged
+
+# metrics of the tables, as far as they are defined
+SHOWN = ("exact_match", "token_f1", "set_f1", "hits@1", "any_hit", "recall@20", "mrr", "first_mention_accuracy")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Further metrics that a report was asked for; each set of answers is scored by them once.
+
+    Attributes:
+        columns: rows -> metric -> (n,) one number per question. names: of those metrics, known after the first call.
+    """
+
+    columns: Columns = lambda rows: {}
+    known: dict[tuple[tuple[str, str], ...], dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def __call__(self, rows: list[Row]) -> dict[str, np.ndarray]:
+        key = tuple((row["id"], row["prediction"]) for row in rows)
+        if key not in self.known:
+            self.known[key] = self.columns(rows)
+        return self.known[key]
+
+
+@dataclass(frozen=True)
+class Gains:
+    """What `report.compare` says of the `count` questions that two runs share; nothing where there is none."""
+
+    count: int
+    metrics: dict[str, float]
+
+
+def score_sections(runs: list[Run], more: Columns) -> list[Section]:
+    """The sections about the answers of runs, all of which have predictions."""
+    if not runs:
+        return [Section("What the runs say", [Text("No run has predictions.")])]
+    asked = Asked(more)
+    names = shown_metrics(runs, asked)
+    told, gains = headline(runs, names), [gains_of(runs[0], other, asked) for other in runs[1:]]
+    return [
+        Section("What the runs say", verdicts(runs, told, gains)),
+        scores(runs, names, asked),
+        differences(runs, names if len(runs) == 2 else [told], gains),
+        by_type(runs),
+    ]
+
+
+def shown_metrics(runs: list[Run], asked: Callable[[list[Row]], dict[str, np.ndarray]]) -> list[str]:
+    """The metrics of the tables: those of SHOWN that are defined somewhere, and what was asked for."""
+    rows = [rows for run in runs for rows in run.predictions.values()]
+    defined = {name for one in rows for name in score(one)}
+    return [*(name for name in SHOWN if name in defined), *asked(rows[0])]
+
+
+def headline(runs: list[Run], names: list[str]) -> str:
+    """The metric that runs are compared by in a sentence: exact match, unless no run has any; then what was asked for
+    first, or token F1."""
+    if any(per_question(run.predictions["none"])["exact_match"].any() for run in runs):
+        return "exact_match"
+    return next((name for name in names if name not in SHOWN), "token_f1")
+
+
+def verdicts(runs: list[Run], metric: str, gains: list[Gains]) -> list[Block]:
+    """Sentences: whether runs differ beyond chance, and what each owes to its graph."""
+    first, others = runs[0].name, [run.name for run in runs[1:]]
+    sentences = [
+        f"From {first} to {other}: {beyond_chance(one.metrics, metric, one.count)}"
+        if one.count
+        else f"{first} and {other} answered different questions: they cannot be compared."
+        for other, one in zip(others, gains, strict=True)
+    ]
+    for run in runs:
+        ablated = {name: rows for name, rows in run.predictions.items() if name in LOST}
+        sentences += [f"{run.name}: {verdict(run.predictions['none'], rows, name)}" for name, rows in ablated.items()]
+    alone = [run.name for run in runs if not LOST.keys() & run.predictions]
+    if alone:
+        sentences.append(
+            f"{', '.join(alone)}: no ablation was run, so nothing is known of what a graph is worth there."
+        )
+    return [Text(sentence) for sentence in sentences]
+
+
+def gains_of(first: Run, second: Run, asked: Columns) -> Gains:
+    """What the second run gains over the first on the questions that both answered."""
+    both = {row["id"] for row in first.predictions["none"]} & {row["id"] for row in second.predictions["none"]}
+    one, other = ([row for row in run.predictions["none"] if row["id"] in both] for run in (first, second))
+    return Gains(len(both), compare(one, other, asked) if both else {})
+
+
+def scores(runs: list[Run], names: list[str], asked: Columns) -> Section:
+    """Every metric of every run and ablation, with an interval of the first."""
+    table = [["run", "taken away", "questions", *names, "95 % of exact match"]]
+    for run in runs:
+        for ablation, rows in run.predictions.items():
+            metrics = score(rows, asked(rows))
+            interval = f"{metrics['exact_match_low']:.3f} to {metrics['exact_match_high']:.3f}"
+            cells = [figure(metrics.get(name)) for name in names]
+            table.append([run.name, ablation, str(len(rows)), *cells, interval])
+    note = "Intervals are bootstraps over questions. evaluation/metrics.py defines each metric."
+    return Section("Scores", [Table(table), Text(note, note=True)])
+
+
+def figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def differences(runs: list[Run], names: list[str], gains: list[Gains]) -> Section:
+    """What each run gains over the first one, metric by metric."""
+    header = ["run", "metric", runs[0].name, "here", "difference", "95 % interval", "p", "test", "beyond chance"]
+    rows = [
+        [other.name, *difference(one.metrics, name)]
+        for other, one in zip(runs[1:], gains, strict=True)
+        for name in names
+        if f"{name}_difference" in one.metrics
+    ]
+    counts = " or ".join(str(count) for count in sorted({one.count for one in gains if one.count}))
+    note = f"Against {runs[0].name}, over the {counts} shared questions. Intervals are paired bootstraps. Of twenty "
+    note += "differences, one seems beyond chance by chance."
+    return Section("Differences between the runs", [Table([header, *rows]), Text(note, note=True)] if rows else [])
+
+
+def difference(gains: dict[str, float], name: str) -> list[str]:
+    """One metric of `compare` as cells."""
+    first, second, gain, low, high = (
+        gains[f"{name}_{key}"] for key in ("first", "second", "difference", "low", "high")
+    )
+    test, p = judged(gains, name)
+    far = "yes" if p < LEVEL else "no"
+    return [name, figure(first), figure(second), f"{gain:+.3f}", f"{low:+.3f} to {high:+.3f}", f"{p:.4f}", test, far]
+
+
+def by_type(runs: list[Run]) -> Section:
+    """Exact match of every question type (the number of hops, where types say it), for each run and ablation."""
+    found = {run.name: {name: matches_by_type(rows) for name, rows in run.predictions.items()} for run in runs}
+    ablations = list(dict.fromkeys(name for columns in found.values() for name in columns))
+    kinds = sorted({kind for columns in found.values() for column in columns.values() for kind in column})
+    table = [["type", "run", "questions", *("nothing taken away" if name == "none" else name for name in ablations)]]
+    for kind in kinds:
+        for run, columns in found.items():
+            matches = [columns[name].get(kind) if name in columns else None for name in ablations]
+            count = max((len(values) for values in matches if values is not None), default=0)
+            table.append([kind, run, str(count), *(with_interval(values) for values in matches)])
+    return Section("Exact match by question type", [Table(table)])
+
+
+def matches_by_type(rows: list[Row]) -> dict[str, np.ndarray]:
+    """Type -> (n,) whether each of its questions is answered; rows without a type are left out."""
+    kinds = np.array([row.get("type") or "" for row in rows])
+    matches = per_question(rows)["exact_match"]
+    return {kind: matches[kinds == kind] for kind in sorted(set(kinds.tolist()) - {""})}
+
+
+def with_interval(values: np.ndarray | None) -> str:
+    if values is None:
+        return "-"
+    low, high = bootstrap_interval(values)
+    return f"{values.mean():.3f}\n{low:.3f} to {high:.3f}"
