@@ -5,5 +5,5 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 find_python
 install requirements -r requirements.txt
-install tests pytest pytest-timeout hypothesis ruff
+install tests pytest pytest-timeout hypothesis ruff torchmetrics scikit-learn sacrebleu rouge-score
 exec "$PYTHON" -m pytest "$@"
