@@ -6,6 +6,6 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 find_python
 install requirements -r requirements.txt
-install tests pytest pytest-timeout pytest-xdist hypothesis ruff
+install tests pytest pytest-timeout pytest-xdist hypothesis ruff torchmetrics scikit-learn sacrebleu rouge-score
 [ $# -gt 0 ] || set -- -n 2 --dist loadfile
 exec "$PYTHON" -m pytest "$@"
