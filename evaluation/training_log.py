@@ -128,7 +128,7 @@ def costs(runs: dict[str, Training]) -> list[list[str]]:
         "saved, MB",
         "peak, GiB",
     ]
-    table = [[*header, "minutes", "tokens, M", "tokens a second"]]
+    table = [[*header, "minutes", "tokens", "tokens a second"]]
     for name, run in runs.items():
         figures = run.metrics
         tokens, seconds = figures.get("tokens"), figures.get("train_runtime")
@@ -142,7 +142,7 @@ def costs(runs: dict[str, Training]) -> list[list[str]]:
             number(run.saved or None, MB, 1),
             number(figures.get("peak_gib"), 1, 2),
             number(figures.get("minutes"), 1, 1),
-            number(tokens, 1e6, 2),
+            number(tokens, 1, 0),
             number(tokens / seconds if tokens and seconds else None, 1, 0),
         ])  # fmt: skip
     return table if any(run.metrics for run in runs.values()) else table[:1]

@@ -135,7 +135,7 @@ def test_costs_are_those_of_the_record(trained):
     assert dict(zip(header, cells, strict=True)) == {
         "run": "a", "language model": "LoRA, r 8, 4 bits", "evaluation loss": "-",
         "parameters, M": "2.00", "trained, M": "0.50",
-        "weights held, MB": "1.2", "saved, MB": "1.0", "peak, GiB": "0.50", "minutes": "2.0", "tokens, M": "3.00",
+        "weights held, MB": "1.2", "saved, MB": "1.0", "peak, GiB": "0.50", "minutes": "2.0", "tokens": "3,000,000",
         "tokens a second": "30,000",
     }  # fmt: skip
     assert [adaptation(one) for one in ({}, {"freeze_lm": True}, {"use_lora": False})] == ["-", "frozen", "full"]
