@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_processor.schema import write_json
 from evaluation.ablations import ABLATIONS
-from evaluation.classify_command import add_classify, run_classify
+from evaluation.classify_command import add_classify, check_folder, run_classify
 from evaluation.demo import demo_metrics, demo_predictions, translator_metrics, translator_predictions
 from evaluation.judge_command import add_judge_commands
 from evaluation.report import ASKED, verdict
@@ -172,6 +172,7 @@ def run_classification(arguments: argparse.Namespace) -> None:
     """`classify`: asks the model to choose a label, and writes predictions and metrics."""
     from evaluation.opening import open_dataset
 
+    check_folder(arguments.data)
     with process_group() as rank:
         trained = trained_with(arguments.model)
         model, processor = load(arguments, trained)
@@ -179,6 +180,8 @@ def run_classification(arguments: argparse.Namespace) -> None:
         if arguments.by == "generation":
             longest = arguments.max_length or longest_prompt(model, trained, arguments.max_new_tokens)
         run_classify(arguments, model, processor, open_dataset(arguments, processor, trained), longest, rank == 0)
+    if rank == 0:
+        note_asked(arguments)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,14 @@ def add_classify(command: argparse.ArgumentParser) -> None:
     command.add_argument("--max_length", type=int, help="longest prompt with answer, in tokens; default: as in "
                          "training")  # fmt: skip
     command.add_argument("--seed", type=int, default=0, help="of the shuffle")
-    command.set_defaults(text_style=None, max_text_tokens=None)
+    command.set_defaults(text_style=None, max_text_tokens=None, context=None, columns=None)
+    command.set_defaults(documents=None, document_encoder=None, top_documents=None)
+
+
+def check_folder(data: Path) -> None:
+    """Raises ValueError for data whose answers are no labels of questions: tables and conversations."""
+    if not (data / "qa").is_dir():
+        raise ValueError(f"{data} has no qa/: classify reads a dataset folder, whose answers are the labels.")
 
 
 def labels_of(arguments: argparse.Namespace) -> tuple[Labels, list[Row]]:

@@ -122,6 +122,9 @@ def test_questions_that_no_label_answers_are_said_before_the_model_is_asked(worl
         with pytest.raises(SystemExit):
             main([*words, "--device", "cpu", *more])
         assert sentence in capsys.readouterr().err and not (tmp_path / "p.jsonl").exists()
+    with pytest.raises(SystemExit):
+        main([*words[:4], str(tmp_path), *words[5:]])
+    assert "has no qa/" in capsys.readouterr().err
 
 
 ARXIV = """Artificial Intelligence|AI, Hardware Architecture|AR, Computational Complexity|CC, Computational
