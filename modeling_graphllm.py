@@ -367,6 +367,8 @@ class GraphQFormer(nn.Module):
             cross_attention_frequency=config.cross_attention_every,
             encoder_hidden_size=width,
             use_qformer_text_input=reads_text,
+            # BERT's .02 at its width of 768; at a small width it would all but silence every layer
+            initializer_range=0.02 * (768 / config.qformer_dim) ** 0.5,
         )
         self.model = QFormerModel(settings)
 

@@ -34,6 +34,7 @@ from data_processor.wording import Wording
 
 MODEL = "demonstration"  # the name under which the replies are recorded
 SETTINGS = Settings(max_neighbours=8, types=("person", "place", "organisation"), language="en")
+ASKED = {"train": 900, "validation": 60, "test": 210}  # questions that only a graph answers
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 LINE = re.compile(r"- (?P<ties>.*) (?P<kind>\w+)$")
 
@@ -80,7 +81,7 @@ def write_demonstration(output: Path, seed: int, questions: int) -> tuple[Knowle
     data = output / "data"
     graph = write_world(data, splits, kinds_alone=True)
     for name, split in splits.items():
-        closed = [question for question in split.questions if question.answer_node is None]
+        closed = [question for question in split.questions if question.answer_node is None][: ASKED[name]]
         write_questions(data, name, dataclasses.replace(split, questions=closed), graph)
     graph = embed_graph(graph.path, load_encoder("hashing"))
     with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--questions", type=int, default=3600, help="of which three quarters are about graphs alone")
+    parser.add_argument("--questions", type=int, default=3600, help="that the world is large enough for")
     arguments = parser.parse_args()
     graph, replies = write_demonstration(arguments.output, arguments.seed, arguments.questions)
     print(f"{arguments.output}: {graph.num_nodes} nodes, {graph.num_edges} edges, {replies} replies recorded by rules")

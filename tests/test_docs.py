@@ -108,6 +108,23 @@ def test_the_shells_of_the_graph_retriever_print_commands_whose_flags_all_parse(
             finetune_flags(line)
 
 
+def test_the_translators_shells_print_commands_whose_flags_all_parse():
+    (produce, first, second, evaluation) = shell("shells/train_translator.sh").splitlines()
+    assert "describe --data output/translator_demo/data" in produce and "--alignment" in evaluation
+    assert finetune_flags(first) == ["configs/demo_translator_stage1.yaml"]
+    assert finetune_flags(second) == ["configs/demo_translator_stage2.yaml"]
+    words = ["-m", "M", "-d", "DATA FOLDER", "--seed", "3", "--stage1", "--num_train_epochs", "5", "--stage2"]
+    printed = shell("shells/train_translator.sh", *words, "--freeze_lm", "False", GPUS_PER_NODE="8", OUTPUT="O")
+    one, two = [finetune_flags(line) for line in printed.splitlines() if "finetune.py" in line]
+    assert one[0] == "configs/translator_stage1.yaml" and two[0] == "configs/translator_stage2.yaml"
+    assert "--model_name_or_path" not in one and two[two.index("--model_name_or_path") + 1] == "M"
+    assert one[one.index("--data_path") + 1] == two[two.index("--data_path") + 1] == "DATA FOLDER"
+    assert one[one.index("--output_dir") + 1] == two[two.index("--init_from") + 1] == "O/stage1"
+    assert "--num_train_epochs" in one and "--num_train_epochs" not in two and "--freeze_lm" in two
+    assert one[one.index("--seed") + 1] == two[two.index("--seed") + 1] == "3"
+    assert "produce --data D --limit 3" in shell("shells/produce.sh", "--data", "D", "--limit", "3")
+
+
 def test_the_environment_gives_the_defaults_and_the_launch():
     variables = {"MODEL": "M", "DATA": "D", "DS_CONFIG_PATH": "ds_configs/zero1.json", "GPUS_PER_NODE": "4"}
     nodes = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "7000"}

@@ -132,6 +132,12 @@ def test_folders_load_in_a_fresh_process_in_an_empty_directory_after_a_move(
     frozen.save_pretrained(tmp_path / "frozen")
     processor.save_pretrained(tmp_path / "frozen")
     expected["frozen"] = last_logits(frozen, batch)
+    sizes = {"qformer_dim": 16, "qformer_num_layers": 2, "qformer_num_heads": 2, "qformer_intermediate_dim": 16}
+    queries, its_processor = build_model(readout="qformer", state_layers="all", **sizes)
+    queries.config.lean = False
+    queries.save_pretrained(tmp_path / "qformer")
+    its_processor.save_pretrained(tmp_path / "qformer")
+    expected["qformer"] = last_logits(queries, batch)
     base, _ = build_model()
     base.config.text_model_name_or_path = "./base"
     adapted = lora(base)
