@@ -61,7 +61,7 @@ PAIRS = (("baseline", "lora"), ("lora", "qlora"), *((name, f"{name}_rag") for na
 
 
 def choose_rows(data: Path, table: Path) -> list[str]:
-    """Writes the table: all questions of the fold that is tested on, of the others those with answers of LONGEST words.
+    """Writes the table: all questions of the fold that is tested on, of the others those with short answers.
 
     Returns the texts of the others.
     """
