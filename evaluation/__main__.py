@@ -184,6 +184,8 @@ def run_classification(arguments: argparse.Namespace) -> None:
         if arguments.by == "generation":
             longest = arguments.max_length or longest_prompt(model, trained, arguments.max_new_tokens)
         run_classify(arguments, model, processor, open_dataset(arguments, processor, trained), longest, rank == 0)
+    if rank == 0:
+        note_asked(arguments)
 
 
 @contextlib.contextmanager

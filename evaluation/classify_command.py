@@ -48,9 +48,17 @@ def labels_of(arguments: argparse.Namespace) -> tuple[Labels, list[Row]]:
 
 
 def of_type(dataset: Any, kind: str | None) -> Sequence[Any]:
-    """The questions of one type; all of them for None."""
+    """The questions of one type; all of them for None.
+
+    Raises:
+        ValueError: conversations, or no question of that type.
+    """
     from torch.utils.data import Subset
 
+    from data_processor.dataset import ConversationDataset
+
+    if isinstance(dataset, ConversationDataset):
+        raise ValueError(f"{dataset.path} holds conversations, whose answers are no labels. Give questions.")
     chosen = [i for i, pair in enumerate(dataset.pairs) if kind in (None, pair.type)]
     if not chosen:
         kinds = ", ".join(sorted({pair.type or "none" for pair in dataset.pairs}))
