@@ -45,7 +45,7 @@ LORA = ("--lora_r", "32", "--lora_alpha", "32", "--lora_dropout", "0.05")  # LoR
 VARIANTS = {"baseline": ("--use_lora", "False"), "lora": LORA, "qlora": ("--q_lora", "True", *LORA)}
 FLAGS = (
     "--columns", "question=question", "answer=answer", "id=id", "type=qtype", "group=focus",
-    "--test_rows", "fold=7", "--validation_size", "24", "--model_max_length", "640", "--max_new_tokens", "48",
+    "--test_rows", "fold=7", "--validation_size", "16", "--model_max_length", "640", "--max_new_tokens", "32",
     "--max_text_tokens", "192", "--per_device_train_batch_size", "8", "--train_sampling_strategy", "group_by_length",
     "--learning_rate", "2e-3", "--lr_scheduler_type", "cosine", "--warmup_steps", "0.1", "--logging_steps", "4",
     "--eval_strategy", "no", "--save_strategy", "no", "--do_eval", "True", "--do_predict", "True", "--use_cpu", "True",

@@ -12,9 +12,9 @@ script="$(cd "$(dirname "$0")" && pwd)/$(basename "$0")"
 source "$(dirname "$script")/common.sh"
 hide_key "$script" "$@"
 
-output="${OUTPUT:-output/sweep}" demonstration="" file=configs/sweep.yaml words=()
+output="${OUTPUT:-output/sweep}" file=configs/sweep.yaml words=()
 if (($# == 0)); then
-    demonstration=1 file=configs/sweep_demo.yaml
+    file=configs/sweep_demo.yaml
 elif [[ "$1" == *.yaml || "$1" == *.yml ]]; then
     file="$1"
     shift
@@ -29,8 +29,8 @@ while (($#)); do
 done
 prepare
 [[ -n "${DRY_RUN:-}" ]] || install sweep optuna
-if [[ -n "$demonstration" ]]; then
-    say "No argument: the demonstration, on a CPU. bash shells/sweep.sh -m MODEL -d DATA searches for yours."
+if [[ "$file" == configs/sweep_demo.yaml ]]; then
+    say "The demonstration, on a CPU. bash shells/sweep.sh -m MODEL -d DATA searches for yours."
     on_one_core
     [[ -f output/demo/data/graph/manifest.json ]] || run -m data_processor.demo --output output/demo/data
 fi

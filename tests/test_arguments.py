@@ -250,7 +250,7 @@ ROWS = {
     "label smoothing": lambda t: ({"label_smoothing_factor": 0.1}, CPU),
     "best model without evaluation": lambda t: ({"load_best_model_at_end": True}, CPU),
     "read-out of an alignment": lambda t: (
-        {"stage": "align", "data_path": [str(t)], "graph_readout": "mean"},
+        {"stage": "align", "data_path": [str(t)], "graph_readout": "nodes"},
         CPU,
     ),
     "unused columns": lambda t: ({"remove_unused_columns": True}, CPU),

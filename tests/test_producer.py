@@ -8,6 +8,8 @@ import pytest
 from data_processor.__main__ import main
 from data_processor.calls import CallLog
 from data_processor.chunking import words_and_marks
+from data_processor.demo_nodes import SETTINGS as DEMO
+from data_processor.demo_nodes import write_demonstration
 from data_processor.describe import TYPE, add_descriptions
 from data_processor.graph_store import KnowledgeGraph, SubgraphStore, attach_vectors, write_graph
 from data_processor.node_stars import read_summaries
@@ -221,3 +223,20 @@ def test_vectors_that_do_not_fit_their_nodes_are_a_sentence(graph):
 def test_a_summary_survives_its_line():
     row = {"node": 3, "summary": "s", "key_words": ["a", "b"], "neighbour_nodes": [1, 2], "split": "test"}
     assert to_json(from_json(NodeSummary, row)) == row
+
+
+def test_the_demonstrations_replies_answer_every_prompt_of_its_world(tmp_path, capsys):
+    """Recorded by rules from the prompts: no reply is rejected, and texts tell by kinds and counts, never by names."""
+    graph, asked = write_demonstration(tmp_path, seed=1, questions=441)
+    data = tmp_path / "data"
+    words = ["produce", "--data", str(data), "--backend", "recorded", "--replies", str(tmp_path / "replies.jsonl")]
+    words += ["--model", "demonstration", "--language", "en", "--max_neighbours", "8", "--types", *DEMO.types]
+    assert main(words) == 0 and asked > 100
+    found = read_summaries(data / "summaries.jsonl")
+    assert " 0 rejected" in capsys.readouterr().out and not (data / "rejected_summaries.jsonl").exists()
+    assert len(found) == sum(kind in DEMO.types for kind in graph.iter_types())
+    names = set(graph.iter_names())
+    assert not any(names & set(one.text.split()) for one in found)
+    assert {one.split for one in found} == {"train", "validation", "test"}
+    tested = {pair.seed_nodes[0] for pair in read_qa(data / "qa" / "test.jsonl")}
+    assert all(one.split == "test" for one in found if one.node in tested)

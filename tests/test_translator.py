@@ -14,6 +14,7 @@ from data_processor.importers.graphtranslator import import_graphtranslator
 from data_processor.node_pairs import NodePairs
 from data_processor.node_stars import read_summaries
 from data_processor.schema import NodeSummary, to_json, write_jsonl
+from evaluation.demo import translator_metrics
 from evaluation.metrics import first_mention, score
 from modeling_aligner import GraphAligner
 from modeling_graphllm import GraphConfig
@@ -151,6 +152,21 @@ def test_ranks_count_ties_half_and_ridge_recovers_a_linear_map():
     torch.manual_seed(0)
     known, asked, true = torch.randn(200, 5).numpy(), torch.randn(9, 5).numpy(), torch.randn(5, 3).numpy()
     assert abs(ridge(known, known @ true + 1, asked) - (asked @ true + 1)).max() < 0.02
+
+
+def test_the_demonstrations_table_has_both_stages(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"retrieval_r1": 0.5, "retrieval_r1_linear": 0.25, "loss": 3}')
+
+    def rows(said: list[str]) -> list[dict]:
+        kinds = ("graph_type", "graph_count", "describe")
+        return [{"id": str(i), "type": kinds[i], "prediction": one, "answers": ["a"]} for i, one in enumerate(said)]
+
+    asked = {"none": rows(["a", "a", "a"]), "zero": rows(["a", "b", "b"]), "shuffle": rows(["b", "b", "a"])}
+    found = translator_metrics(asked, rows(["", "", ""]), tmp_path)
+    assert (found["retrieval_r1"], found["retrieval_r1_linear"]) == (0.5, 0.25) and "loss" not in found
+    assert [found[f"answers{one}"] for one in ("", "_zeroed", "_shuffled")] == [1.0, 0.5, 0.0]
+    assert [found[f"descriptions{one}"] for one in ("", "_zeroed", "_shuffled")] == [1.0, 0.0, 1.0]
+    assert found["chance"] == 1.0 and found["answers/graph_count"] == 1.0
 
 
 # ---------------------------------------------------------------------------------------- the read-out `qformer`
