@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     add_judge_commands(commands)
     choice = _command(commands, "classify", run_classification, "one of some labels for every question, ranked")
     _add_model(choice)
+    _add_shown(choice)
     add_classify(choice)
     demo = _command(commands, "demo", run_demo, "a demonstration's table and three answers")
     demo.add_argument("--alignment", type=Path, help="the Translator's: the output of its stage 1")
@@ -90,11 +91,7 @@ def _add_generate(commands: Any) -> None:
     command.add_argument("--data", type=Path, required=True,
                          help="folder with graph/, qa/ and subgraphs/, table, name on the Hub, or conversations")
     command.add_argument("--split", default="test", help="of a folder, a data set of the Hub, or the training's table")
-    command.add_argument("--columns", nargs="+", metavar="ROLE=COLUMN", help="of a table; default: as in training")
-    command.add_argument("--context", choices=CONTEXTS, help="what stands beside questions; default: as in training")
-    command.add_argument("--documents", help="of --context documents: folder of texts or documents.jsonl")
-    command.add_argument("--document_encoder", help="what embeds them; default: as in training")
-    command.add_argument("--top_documents", type=int, help="chunks that are shown; default: as in training")
+    _add_shown(command)
     command.add_argument("--output", type=Path, required=True, help="predictions.jsonl to write")
     command.add_argument("--ablate", choices=ABLATIONS, default="none", help="what is taken away from the model")
     command.add_argument("--append_retrieved", type=int, default=0, metavar="K",
@@ -106,6 +103,14 @@ def _add_generate(commands: Any) -> None:
     command.add_argument("--text_style", choices=("triples", "tables"), help="default: as in training, else triples")
     command.add_argument("--max_text_tokens", type=int, help="budget of the graph's text; default: as in training")
     command.add_argument("--seed", type=int, default=0, help="of the shuffle")
+
+
+def _add_shown(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--columns", nargs="+", metavar="ROLE=COLUMN", help="of a table; default: as in training")
+    command.add_argument("--context", choices=CONTEXTS, help="what stands beside questions; default: as in training")
+    command.add_argument("--documents", help="of --context documents: folder of texts or documents.jsonl")
+    command.add_argument("--document_encoder", help="what embeds them; default: as in training")
+    command.add_argument("--top_documents", type=int, help="chunks that are shown; default: as in training")
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
@@ -179,6 +184,8 @@ def run_classification(arguments: argparse.Namespace) -> None:
         if arguments.by == "generation":
             longest = arguments.max_length or longest_prompt(model, trained, arguments.max_new_tokens)
         run_classify(arguments, model, processor, open_dataset(arguments, processor, trained), longest, rank == 0)
+    if rank == 0:
+        note_asked(arguments)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ def add_classify(command: argparse.ArgumentParser) -> None:
     command.add_argument("--max_length", type=int, help="longest prompt with answer, in tokens; default: as in "
                          "training")  # fmt: skip
     command.add_argument("--seed", type=int, default=0, help="of the shuffle")
-    command.set_defaults(text_style=None, max_text_tokens=None)
+    command.set_defaults(text_style=None, max_text_tokens=None, append_retrieved=0)
 
 
 def labels_of(arguments: argparse.Namespace) -> tuple[Labels, list[Row]]:
@@ -48,9 +48,17 @@ def labels_of(arguments: argparse.Namespace) -> tuple[Labels, list[Row]]:
 
 
 def of_type(dataset: Any, kind: str | None) -> Sequence[Any]:
-    """The questions of one type; all of them for None."""
+    """The questions of one type; all of them for None.
+
+    Raises:
+        ValueError: conversations, or no question of that type.
+    """
     from torch.utils.data import Subset
 
+    from data_processor.dataset import ConversationDataset
+
+    if isinstance(dataset, ConversationDataset):
+        raise ValueError(f"{dataset.path} holds conversations, whose answers are no labels. Give questions.")
     chosen = [i for i, pair in enumerate(dataset.pairs) if kind in (None, pair.type)]
     if not chosen:
         kinds = ", ".join(sorted({pair.type or "none" for pair in dataset.pairs}))

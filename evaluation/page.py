@@ -18,6 +18,8 @@ p { margin: .55rem 0; }
 .wide { overflow-x: auto; margin: .9rem 0; }
 table { border-collapse: collapse; font-size: .875rem; line-height: 1.4; }
 th, td { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #e3e6ea; }
+.dense { font-size: .8rem; }
+.dense th, .dense td { padding-right: .5rem; }
 th { border-bottom: 1px solid #8c959f; font-weight: 600; }
 .n { text-align: right; font-variant-numeric: tabular-nums; }
 td.n { white-space: nowrap; }
@@ -28,6 +30,7 @@ figcaption { font-size: .875rem; color: #57606a; margin-top: .25rem; }
 .grid figure { margin: .4rem 0; }
 pre { background: #f6f8fa; padding: .7rem .9rem; overflow-x: auto; font-size: .875rem; line-height: 1.45; }
 """
+MANY_COLUMNS = 9  # more are set smaller
 ONE = r"[+-]?(\d[\d,]*\.?\d*|\.\d+)(e[+-]?\d+)?"
 NUMBER = re.compile(
     rf"-|{ONE}|({ONE}\n)?{ONE} to {ONE}"
@@ -121,7 +124,8 @@ def block_html(block: Block) -> str:
         return f"<pre>{html.escape(block.text)}</pre>"
     if isinstance(block, Table):
         rows = [row_html(row, "td" if i else "th", numeric(block.rows)) for i, row in enumerate(block.rows)]
-        return "\n".join(['<div class="wide"><table>', *rows, "</table></div>"])
+        kind = ' class="dense"' if len(block.rows[0]) > MANY_COLUMNS else ""
+        return "\n".join([f'<div class="wide"><table{kind}>', *rows, "</table></div>"])
     if isinstance(block, Grid):
         return "\n".join(['<div class="grid">', *(block_html(one) for one in block.figures if one.svg), "</div>"])
     return f"<figure>{block.svg}<figcaption>{html.escape(block.caption)}</figcaption></figure>"

@@ -8,11 +8,10 @@ from pathlib import Path
 from evaluation.page import Block, Section, Table, Text, write_page
 from evaluation.report import Columns, Run
 from evaluation.report_samples import samples
-from evaluation.report_scores import score_sections
+from evaluation.report_scores import FEW, score_sections
 from evaluation.training_log import costs, curves
 
 SAMPLES, DRAWN = 8, 3
-FEW = 4  # runs that a table shows as columns
 # flags that only name places or steer the log
 NO_DIFFERENCE = {"output_dir", "run_name", "logging_dir", "wandb_run_name", "local_rank"}
 

@@ -10,6 +10,7 @@ from evaluation.page import Block, Section, Table, Text
 from evaluation.report import LOST, Columns, Row, Run, compare, verdict
 from evaluation.significance import LEVEL, beyond_chance, judged
 
+FEW = 4  # runs that are told of one by one
 # metrics of the tables, as far as they are defined
 SHOWN = ("exact_match", "token_f1", "set_f1", "hits@1", "any_hit", "recall@20", "mrr", "first_mention_accuracy")
 
@@ -51,7 +52,7 @@ def score_sections(runs: list[Run], more: Columns) -> list[Section]:
         Section("What the runs say", verdicts(runs, told, gains)),
         scores(runs, names, asked),
         differences(runs, names if len(runs) == 2 else [told], gains),
-        by_type(runs),
+        by_type(runs, told, asked),
     ]
 
 
@@ -67,27 +68,40 @@ def headline(runs: list[Run], names: list[str]) -> str:
     first, or token F1."""
     if any(per_question(run.predictions["none"])["exact_match"].any() for run in runs):
         return "exact_match"
-    return next((name for name in names if name not in SHOWN), "token_f1")
+    further = [name for name in names if name not in SHOWN]
+    return "rougeL" if "rougeL" in further else next(iter(further), "token_f1")
 
 
 def verdicts(runs: list[Run], metric: str, gains: list[Gains]) -> list[Block]:
     """Sentences: whether runs differ beyond chance, and what each owes to its graph."""
-    first, others = runs[0].name, [run.name for run in runs[1:]]
-    sentences = [
-        f"From {first} to {other}: {beyond_chance(one.metrics, metric, one.count)}"
-        if one.count
-        else f"{first} and {other} answered different questions: they cannot be compared."
-        for other, one in zip(others, gains, strict=True)
-    ]
+    sentences = difference_sentences(runs, metric, gains)
     for run in runs:
         ablated = {name: rows for name, rows in run.predictions.items() if name in LOST}
         sentences += [f"{run.name}: {verdict(run.predictions['none'], rows, name)}" for name, rows in ablated.items()]
     alone = [run.name for run in runs if not LOST.keys() & run.predictions]
     if alone:
+        who = "No run" if len(alone) == len(runs) else f"None of {', '.join(alone)}"
         sentences.append(
-            f"{', '.join(alone)}: no ablation was run, so nothing is known of what a graph is worth there."
+            f"{who} was asked with something taken away: nothing is known of what a graph is worth there."
         )
     return [Text(sentence) for sentence in sentences]
+
+
+def difference_sentences(runs: list[Run], metric: str, gains: list[Gains]) -> list[str]:
+    """Whether the runs differ from the first one beyond chance: a sentence for each, for many one."""
+    first, others = runs[0].name, [run.name for run in runs[1:]]
+    if len(runs) <= FEW:
+        return [
+            f"From {first} to {other}: {beyond_chance(one.metrics, metric, one.count)}"
+            if one.count
+            else f"{first} and {other} answered different questions: they cannot be compared."
+            for other, one in zip(others, gains, strict=True)
+        ]
+    both = [(other, one) for other, one in zip(others, gains, strict=True) if one.count]
+    far = [other for other, one in both if judged(one.metrics, metric)[1] < LEVEL]
+    rest = len(both) - len(far)
+    told = f"{', '.join(far) or 'No run'} differ{'s' * (len(far) < 2)} from {first} in {metric} beyond chance"
+    return [f"{told}; {rest} of the {len(others)} others do not." if far else f"{told}."]
 
 
 def gains_of(first: Run, second: Run, asked: Columns) -> Gains:
@@ -98,14 +112,17 @@ def gains_of(first: Run, second: Run, asked: Columns) -> Gains:
 
 
 def scores(runs: list[Run], names: list[str], asked: Columns) -> Section:
-    """Every metric of every run and ablation, with an interval of the first."""
+    """Every metric of every run and ablation, with an interval of the first; columns of zeros are left out."""
+    found = [
+        (run.name, ablation, len(rows), score(rows, asked(rows)))
+        for run in runs
+        for ablation, rows in run.predictions.items()
+    ]
+    names = [name for name in names if name == "exact_match" or any(metrics.get(name) for *_, metrics in found)]
     table = [["run", "taken away", "questions", *names, "95 % of exact match"]]
-    for run in runs:
-        for ablation, rows in run.predictions.items():
-            metrics = score(rows, asked(rows))
-            interval = f"{metrics['exact_match_low']:.3f} to {metrics['exact_match_high']:.3f}"
-            cells = [figure(metrics.get(name)) for name in names]
-            table.append([run.name, ablation, str(len(rows)), *cells, interval])
+    for run, ablation, count, metrics in found:
+        interval = f"{metrics['exact_match_low']:.3f} to {metrics['exact_match_high']:.3f}"
+        table.append([run, ablation, str(count), *(figure(metrics.get(name)) for name in names), interval])
     note = "Intervals are bootstraps over questions. evaluation/metrics.py defines each metric."
     return Section("Scores", [Table(table), Text(note, note=True)])
 
@@ -139,25 +156,28 @@ def difference(gains: dict[str, float], name: str) -> list[str]:
     return [name, figure(first), figure(second), f"{gain:+.3f}", f"{low:+.3f} to {high:+.3f}", f"{p:.4f}", test, far]
 
 
-def by_type(runs: list[Run]) -> Section:
-    """Exact match of every question type (the number of hops, where types say it), for each run and ablation."""
-    found = {run.name: {name: matches_by_type(rows) for name, rows in run.predictions.items()} for run in runs}
-    ablations = list(dict.fromkeys(name for columns in found.values() for name in columns))
-    kinds = sorted({kind for columns in found.values() for column in columns.values() for kind in column})
-    table = [["type", "run", "questions", *("nothing taken away" if name == "none" else name for name in ablations)]]
-    for kind in kinds:
-        for run, columns in found.items():
-            matches = [columns[name].get(kind) if name in columns else None for name in ablations]
-            count = max((len(values) for values in matches if values is not None), default=0)
-            table.append([kind, run, str(count), *(with_interval(values) for values in matches)])
-    return Section("Exact match by question type", [Table(table)])
+def by_type(runs: list[Run], metric: str, asked: Columns) -> Section:
+    """A metric for every question type (the number of hops, where types say it), for each run and ablation."""
+    found = {
+        (run.name, ablation): values_by_type(rows, metric, asked)
+        for run in runs
+        for ablation, rows in run.predictions.items()
+    }
+    kinds = sorted({kind for values in found.values() for kind in values})
+    table = [["run", "taken away", *kinds]]
+    for (run, ablation), values in found.items():
+        table.append([run, ablation, *(with_interval(values.get(kind)) for kind in kinds)])
+    counts = {kind: max(len(values[kind]) for values in found.values() if kind in values) for kind in kinds}
+    note = "Questions: " + ", ".join(f"{kind} {count}" for kind, count in counts.items()) + "."
+    title = f"{metric.replace('_', ' ').capitalize()} by question type"
+    return Section(title, [Table(table), Text(note, note=True)] if kinds else [])
 
 
-def matches_by_type(rows: list[Row]) -> dict[str, np.ndarray]:
-    """Type -> (n,) whether each of its questions is answered; rows without a type are left out."""
+def values_by_type(rows: list[Row], metric: str, asked: Columns) -> dict[str, np.ndarray]:
+    """Type -> (n,) the metric of each of its questions; rows without a type are left out."""
     kinds = np.array([row.get("type") or "" for row in rows])
-    matches = per_question(rows)["exact_match"]
-    return {kind: matches[kinds == kind] for kind in sorted(set(kinds.tolist()) - {""})}
+    values = (per_question(rows) | asked(rows))[metric]
+    return {kind: values[kinds == kind] for kind in sorted(set(kinds.tolist()) - {""})}
 
 
 def with_interval(values: np.ndarray | None) -> str:

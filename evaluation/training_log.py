@@ -73,30 +73,35 @@ def curves(runs: dict[str, Training]) -> list[Figure]:
     Args:
         runs: name -> training; those without a log are left out.
     """
-    told = {"loss": "training", "eval_loss": "evaluation"}
-    losses = {name: [series_of(runs, i, name, f": {word}") for i in range(len(runs))] for name, word in told.items()}
     if len(runs) > TOGETHER:
-        charts = [(series, f"Loss in {told[name]}.") for name, series in losses.items()]
+        charts = [
+            (lines_of(runs, "loss", ""), "Loss in training."),
+            (lines_of(runs, "eval_loss", ""), "Loss in evaluation."),
+        ]
     else:
-        both = [one for pair in zip(*losses.values(), strict=True) for one in pair]
-        charts = [(both, "Loss in training and on the validation split.")]
+        both = zip(lines_of(runs, "loss", ": training"), lines_of(runs, "eval_loss", ": evaluation"), strict=True)
+        charts = [([one for pair in both for one in pair], "Loss in training and on the validation split.")]
     figures = [Figure(loss_chart(series), caption) for series, caption in charts]
     for name in evaluated(runs):
-        series = [series_of(runs, i, name, "") for i in range(len(runs))]
+        series = lines_of(runs, name, "")
         shown = name.removeprefix("eval_")
         figures.append(Figure(chart(series, Axis("optimizer step"), Axis(shown)), f"{shown} on the validation split."))
     return figures
 
 
-def series_of(runs: dict[str, Training], place: int, name: str, word: str) -> Series:
-    """A figure of one run's log, in the colour of the run."""
-    run_name = list(runs)[place]
-    points = curve(runs[run_name].log, name)
-    return Series(run_name + word, points, colour=COLOURS[place % len(COLOURS)], hollow=name == "eval_loss")
+def lines_of(runs: dict[str, Training], name: str, word: str) -> list[Series]:
+    """A figure of each run's log, in the colour of the run; evaluations are dashed."""
+    hollow = name.startswith("eval_")
+    return [
+        Series(run_name + word, curve(run.log, name), colour=COLOURS[i % len(COLOURS)], hollow=hollow)
+        for i, (run_name, run) in enumerate(runs.items())
+    ]
 
 
 def loss_chart(series: list[Series]) -> str:
-    """Losses over steps, by their logarithms where all are above 0."""
+    """Losses over steps, by their logarithms where all are above 0; "" where no run has two of them."""
+    if all(len(one.points) < 2 for one in series):
+        return ""
     values = [value for one in series for _, value in one.points]
     log = all(value > 0 for value in values)
     axis = Axis("loss per token, logarithmic" if log else "loss per token", log=log)
@@ -113,21 +118,31 @@ def evaluated(runs: dict[str, Training]) -> list[str]:
 # -------------------------------------------------------------------------------------------------------------- cost
 def costs(runs: dict[str, Training]) -> list[list[str]]:
     """A table: how each run trained its language model, in what time and memory, and what it saved."""
-    header = ["run", "language model", "parameters, M", "trained, M", "weights held, MB", "saved, MB", "peak, GiB"]
-    table = [[*header, "minutes", "tokens, M", "tokens a second"]]
+    header = [
+        "run",
+        "language model",
+        "evaluation loss",
+        "parameters, M",
+        "trained, M",
+        "weights held, MB",
+        "saved, MB",
+        "peak, GiB",
+    ]
+    table = [[*header, "minutes", "tokens", "tokens a second"]]
     for name, run in runs.items():
         figures = run.metrics
         tokens, seconds = figures.get("tokens"), figures.get("train_runtime")
         table.append([
             name,
             adaptation(run.arguments),
+            number(figures.get("eval_loss"), 1, 3),
             number(figures.get("parameters"), 1e6, 2),
             number(figures.get("parameters_trained"), 1e6, 2),
             number(figures.get("weight_bytes"), MB, 1),
             number(run.saved or None, MB, 1),
             number(figures.get("peak_gib"), 1, 2),
             number(figures.get("minutes"), 1, 1),
-            number(tokens, 1e6, 2),
+            number(tokens, 1, 0),
             number(tokens / seconds if tokens and seconds else None, 1, 0),
         ])  # fmt: skip
     return table if any(run.metrics for run in runs.values()) else table[:1]
@@ -141,7 +156,7 @@ def adaptation(arguments: Row) -> str:
         return "frozen"
     if not arguments.get("use_lora", True):
         return "full"
-    bits = f", base in {arguments['q_bits']} bits" if arguments.get("q_lora") else ""
+    bits = f", {arguments['q_bits']} bits" if arguments.get("q_lora") else ""
     return f"LoRA, r {arguments.get('lora_r')}{bits}"
 
 

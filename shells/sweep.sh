@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Searches for the best flags: finetune.py as a process a trial, then one page about them.
 #
-#   bash shells/sweep.sh                                   the demonstration: eight trials on a CPU, about MINUTES minutes
+#   bash shells/sweep.sh                                   the demonstration: eight trials, 10 minutes on two busy cores
 #   bash shells/sweep.sh [configs/sweep.yaml] -m MODEL -d DATA [any flag of finetune.py]
 #
 # The same words in another shell, with its own CUDA_VISIBLE_DEVICES, are one more worker; after a stop or a kill they go
@@ -12,9 +12,9 @@ script="$(cd "$(dirname "$0")" && pwd)/$(basename "$0")"
 source "$(dirname "$script")/common.sh"
 hide_key "$script" "$@"
 
-output="${OUTPUT:-output/sweep}" demonstration="" file=configs/sweep.yaml words=()
+output="${OUTPUT:-output/sweep}" file=configs/sweep.yaml words=()
 if (($# == 0)); then
-    demonstration=1 file=configs/sweep_demo.yaml
+    file=configs/sweep_demo.yaml
 elif [[ "$1" == *.yaml || "$1" == *.yml ]]; then
     file="$1"
     shift
@@ -29,8 +29,8 @@ while (($#)); do
 done
 prepare
 [[ -n "${DRY_RUN:-}" ]] || install sweep optuna
-if [[ -n "$demonstration" ]]; then
-    say "No argument: the demonstration, on a CPU. bash shells/sweep.sh -m MODEL -d DATA searches for yours."
+if [[ "$file" == configs/sweep_demo.yaml ]]; then
+    say "The demonstration, on a CPU. bash shells/sweep.sh -m MODEL -d DATA searches for yours."
     on_one_core
     [[ -f output/demo/data/graph/manifest.json ]] || run -m data_processor.demo --output output/demo/data
 fi

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_finetune import trained
-from tiny_world import SIZES, flags, write_dataset
+from tiny_world import SIZES, flags, write_dataset, write_model
 
 import finetune
 from data_processor.schema import read_jsonl, write_jsonl
@@ -50,10 +50,25 @@ def test_a_context_shows_what_it_says_and_is_evaluated_as_it_was_trained(
     assert ("next_to" in text) == holds["facts"]
     assert ("lies beside" in text) == holds["documents"]
     assert "what is next to thing0?" in text
-    again = tmp_path / "again.jsonl"
-    evaluation(["generate", "--model", str(output), "--data", str(data), "--output", str(again),
-                "--max_new_tokens", "4", "--device", "cpu"])
-    assert again.read_text() == (output / "predictions.jsonl").read_text()
+    assert answers(output, data, tmp_path / "again.jsonl") == (output / "predictions.jsonl").read_text()
+    if context == "text":  # which can be taken away from a trained model in two ways
+        alone = answers(output, data, tmp_path / "none.jsonl", "--context", "none")
+        assert alone == answers(output, data, tmp_path / "ablated.jsonl", "--ablate", "question_only")
+
+
+def answers(model: Path, data: Path, output: Path, *more: str) -> str:
+    """What `generate` writes."""
+    words = ["generate", "--model", str(model), "--data", str(data), "--output", str(output), "--device", "cpu"]
+    evaluation([*words, "--max_new_tokens", "4", *more])
+    return output.read_text()
+
+
+def test_live_questions_are_refused_by_a_model_of_documents(data, tmp_path):
+    from serving.pipeline import GraphQAPipeline
+
+    model = write_model(tmp_path, {"context": "documents"})
+    with pytest.raises(ValueError, match="was trained on documents.*evaluation generate"):
+        GraphQAPipeline.from_pretrained(model, data)
 
 
 def test_prompt_tuning_trains_nothing_but_its_tokens_and_reloads(language_model_folder, data, tmp_path):
@@ -71,10 +86,7 @@ def test_prompt_tuning_trains_nothing_but_its_tokens_and_reloads(language_model_
     loaded = GraphLLMForConditionalGeneration.from_pretrained(output)
     with torch.no_grad():
         torch.testing.assert_close(loaded(**batch).logits, trainer.model.eval()(**batch).logits, rtol=0, atol=1e-6)
-    again = tmp_path / "again.jsonl"
-    evaluation(["generate", "--model", str(output), "--data", str(data), "--output", str(again),
-                "--max_new_tokens", "4", "--device", "cpu"])
-    assert again.read_text() == (output / "predictions.jsonl").read_text()
+    assert answers(output, data, tmp_path / "again.jsonl") == (output / "predictions.jsonl").read_text()
 
 
 def test_a_model_is_asked_as_it_is(language_model_folder, data, tmp_path):
@@ -105,12 +117,9 @@ def test_a_table_trains_without_a_graph_keeps_its_test_rows_and_its_cache(langua
     assert {"eval_loss", "exact_match/skin", "exact_match/hair"} <= set(metrics)
     assert len(list((output / "_preprocessed").glob("*.safetensors"))) == 2
     again = tmp_path / "again.jsonl"
-    asked = ["generate", "--model", str(output), "--max_new_tokens", "4", "--device", "cpu", "--output", str(again)]
-    evaluation([*asked, "--data", str(table)])
-    assert again.read_text() == (output / "predictions.jsonl").read_text()
+    assert answers(output, table, again) == (output / "predictions.jsonl").read_text()
     other = table.rename(tmp_path / "other.csv")  # another file is asked whole
-    evaluation([*asked, "--data", str(other)])
-    assert len(again.read_text().splitlines()) == 24
+    assert len(answers(output, other, again).splitlines()) == 24
     other.rename(table)
     finetune.main([*argv, "--resume_from_checkpoint", "none", "--no_cache", "--output_dir", str(tmp_path / "two")])
     assert not (tmp_path / "two" / "_preprocessed").exists()

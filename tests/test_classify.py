@@ -122,6 +122,11 @@ def test_questions_that_no_label_answers_are_said_before_the_model_is_asked(worl
         with pytest.raises(SystemExit):
             main([*words, "--device", "cpu", *more])
         assert sentence in capsys.readouterr().err and not (tmp_path / "p.jsonl").exists()
+    said = tmp_path / "said.jsonl"
+    said.write_text('{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "yes"}]}\n')
+    with pytest.raises(SystemExit):
+        main([*words[:4], str(said), *words[5:], "--labels", str(tmp_path / "labels.txt")])
+    assert "holds conversations, whose answers are no labels" in capsys.readouterr().err
 
 
 ARXIV = """Artificial Intelligence|AI, Hardware Architecture|AR, Computational Complexity|CC, Computational

@@ -288,6 +288,8 @@ def test_a_difference_is_said_to_be_beyond_chance_or_not():
 # ---------------------------------------------------------------------------------------- modules of `evaluate`
 def test_the_modules_of_evaluate_load_offline_and_agree(monkeypatch, tmp_path):
     evaluate = pytest.importorskip("evaluate")
+    pytest.importorskip("rouge_score")
+    pytest.importorskip("sacrebleu")
     monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path)
     predictions, answers = texts(3, 10)
     columns = per_question(rows_of(predictions, answers))
@@ -310,6 +312,8 @@ def test_the_modules_of_evaluate_load_offline_and_agree(monkeypatch, tmp_path):
 
 # ------------------------------------------------------------------------------------------------------- commands
 def test_commands_score_compare_and_stark(tmp_path, capsys):
+    pytest.importorskip("rouge_score")
+    pytest.importorskip("sacrebleu")
     from tiny_world import write_dataset
 
     from data_processor.schema import write_jsonl

@@ -57,11 +57,11 @@ def test_a_page_leaves_out_what_is_empty_and_sets_numbers_to_the_right():
 
 @pytest.fixture
 def trained(tmp_path):
-    """A folder of a training: two rows of log, metrics, an adapter of ten bytes."""
+    """A folder of a training: two rows of log, metrics, an adapter of a megabyte."""
 
     def make(name: str, rows: list[dict] | None = None, **arguments):
         folder = tmp_path / name
-        log = [{"step": 1, "epoch": 0.5, "loss": 2.0}, {"step": 2, "epoch": 1.0, "eval_loss": 1.0}]
+        log = [{"step": 1, "epoch": 0.5, "loss": 2.0}, {"step": 2, "loss": 1.0, "eval_loss": 1.0}]
         write(folder / "log.jsonl", log)
         if rows is not None:
             write(folder / "predictions.jsonl", rows)
@@ -93,11 +93,30 @@ def test_two_runs_differ_beyond_chance_or_not(trained):
     assert told in said["What the runs say"]
     assert "is not beyond chance (1.000 -> 0.950" in said["What the runs say"], "of the shared questions alone"
     assert "20 shared questions" in said["Differences between the runs"]
-    hops = [line.split(" | ")[2:] for line in said["Exact match by question type"].splitlines() if "/b |" in line]
-    assert hops == [["10", "0.000<br>0.000 to 0.000 |"], ["10", "1.000<br>1.000 to 1.000 |"]]
+    table = [line for line in said["Exact match by question type"].splitlines() if "/b |" in line]
+    assert table == [f"| {names[1]} | none | 0.000<br>0.000 to 0.000 | 1.000<br>1.000 to 1.000 |"]
+    assert "1-hop 13, 2-hop 12" in said["Exact match by question type"]
     assert "| use_lora | null | false | null |" in said["What differs between the runs"]
     assert "output_dir" not in said["What differs between the runs"]
     assert "is not at hand" in said["Samples"] and "no (wrong)" in said["Samples"]
+
+
+def test_of_many_runs_those_that_differ_are_named(trained):
+    right = [row(i, "yes") for i in range(20)]
+    wrong = [row(i, "no") for i in range(20)]
+    said = texts([trained(name, right if name in "abc" else wrong) for name in "abcdef"])["What the runs say"]
+    assert "d, " in said and "f differ from " in said and "beyond chance; 2 of the 5 others do not." in said
+
+
+def test_long_answers_are_compared_by_what_was_asked_for(trained):
+    import numpy as np
+
+    names = [trained(name, [row(i, word) for i in range(9)]) for name, word in (("a", "maybe"), ("b", "hm"))]
+    more = lambda rows: {"letters": np.array([float(len(one["prediction"])) for one in rows])}  # noqa: E731
+    sections = {one.title: one for one in build_sections([read_run(name) for name in names], more)}
+    assert "difference in letters is beyond chance (5.000 -> 2.000" in sections["What the runs say"].blocks[0].text
+    assert sections["Scores"].table[0][3:] == ["exact_match", "letters", "95 % of exact match"]
+    assert sections["Letters by question type"].table[1][2].startswith("5.000")
 
 
 def test_runs_of_other_questions_are_not_compared_and_trainings_need_no_answers(trained, tmp_path):
@@ -114,8 +133,9 @@ def test_costs_are_those_of_the_record(trained):
     run = read_training(trained("a", q_lora=True, q_bits=4))
     header, cells = costs({"a": run})
     assert dict(zip(header, cells, strict=True)) == {
-        "run": "a", "language model": "LoRA, r 8, base in 4 bits", "parameters, M": "2.00", "trained, M": "0.50",
-        "weights held, MB": "1.2", "saved, MB": "1.0", "peak, GiB": "0.50", "minutes": "2.0", "tokens, M": "3.00",
+        "run": "a", "language model": "LoRA, r 8, 4 bits", "evaluation loss": "-",
+        "parameters, M": "2.00", "trained, M": "0.50",
+        "weights held, MB": "1.2", "saved, MB": "1.0", "peak, GiB": "0.50", "minutes": "2.0", "tokens": "3,000,000",
         "tokens a second": "30,000",
     }  # fmt: skip
     assert [adaptation(one) for one in ({}, {"freeze_lm": True}, {"use_lora": False})] == ["-", "frozen", "full"]

@@ -74,6 +74,7 @@ def test_a_trial_that_is_worse_than_the_median_is_stopped_and_counted(tmp_path, 
     stopped = [trial for trial in record["stages"][0]["trials"] if trial["state"] == "pruned"]
     assert stopped and len(record["stages"][0]["trials"]) == 6
     for trial in stopped:
+        assert trial["values"] == {} and not trial["in_front"]
         assert not (Path(trial["folder"]) / "metrics.json").exists() and len(trial["evaluations"]) < 3
 
 

@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """One worker; a user's mistake is one sentence on standard error and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, which ends the running trial
-    words = argparse.ArgumentParser(prog="python -m training.sweep", description=(__doc__ or "").split("\n")[0])
+    text = "Searches for the best flags of finetune.py; any flag of it goes over those of the recipe."
+    words = argparse.ArgumentParser(prog="python -m training.sweep", description=text, allow_abbrev=False)
     words.add_argument("file", help="YAML: recipe, objectives, stages; see configs/sweep_demo.yaml")
     words.add_argument("--output_dir", help="instead of the file's: the sweep's folder, shared by all workers")
     words.add_argument("--result", type=Path, help="also record what was found, with commit and machine, in this file")

@@ -13,7 +13,7 @@ RECORD = "sweep.json"
 
 def stage_record(study: StageStudy, flags: Flags) -> dict[str, Any]:
     """A stage as sweep.json holds it."""
-    front = set(study.front()) if any(one.values for one in study.trials()) else set()
+    front = set(study.front())
     return {
         "name": study.stage.name,
         "from": study.stage.start,
@@ -27,14 +27,14 @@ def stage_record(study: StageStudy, flags: Flags) -> dict[str, Any]:
 
 def trial_record(study: StageStudy, trial: FrozenTrial, in_front: bool) -> dict[str, Any]:
     """A trial with its values, and what its log says of each evaluation."""
-    folder = trial_folder(study.plan, study.stage.name, trial.number)
+    folder, state = trial_folder(study.plan, study.stage.name, trial.number), WORDS[trial.state]
     names = [name for name in study.plan.objectives if name.startswith("eval_")]
     rows = [row for row in whole_lines(folder / "log.jsonl") if any(name in row for name in names)]
     return {
         "number": trial.number,
-        "state": WORDS[trial.state],
+        "state": state,
         "params": trial.params,
-        "values": dict(zip(study.plan.objectives, trial.values or [], strict=False)),
+        "values": dict(zip(study.plan.objectives, trial.values, strict=True)) if state == "complete" else {},
         "in_front": in_front,
         "minutes": trial.user_attrs.get("minutes"),
         "reason": trial.user_attrs.get("reason", ""),

@@ -200,7 +200,7 @@ class StageStudy:
         return self.locks / f"{self.stage.name}_{number:03}"
 
     def resumed(self, number: int) -> optuna.Trial:
-        """A running trial in this process."""
+        """A running trial in this process; Optuna itself would fail it and begin another one."""
         self.study.sampler = self.sampler(number)
         return optuna.Trial(self.study, self.study.get_trials(deepcopy=False)[number]._trial_id)
 
@@ -231,7 +231,7 @@ class StageStudy:
 
     def front(self) -> list[int]:
         """Numbers of the complete trials that no other one beats in every objective."""
-        return [one.number for one in self.study.best_trials]
+        return [one.number for one in self.study.best_trials if one.state == TrialState.COMPLETE]
 
     def best(self) -> FrozenTrial:
         """The complete trial that is best in the first objective, of equal ones the best in the others.
