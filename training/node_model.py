@@ -47,7 +47,7 @@ class GraphEncoderForNodes(GraphLLMPreTrainedModel):
 
     link: :math:`p(i \sim j) = \sigma(a\, z_i^\top z_j / \sqrt{D} + b)`, binary cross-entropy over links and as many
     random pairs (GraphSAGE, arXiv 1706.02216, eq. 1, with pairs of edges instead of walks; :math:`a, b` are learned).
-    label: a linear layer over :math:`z_i`, cross-entropy.
+    label: a linear layer over :math:`z_i`, with the encoder's dropout before it, cross-entropy.
     """
 
     config_class = NodeConfig
@@ -88,6 +88,7 @@ class GraphEncoderForNodes(GraphLLMPreTrainedModel):
         """
         states = self.states(node_features, edge_index, edge_features)
         if self.config.objective == "label":
+            states = F.dropout(states, self.config.graph_config.dropout, self.training)
             logits = self.head(states[targets])  # (1, B, C)
             loss = None if labels is None else F.cross_entropy(logits[0], labels[0])
             return NodeOutput(loss, logits)
