@@ -142,9 +142,13 @@ class GraphAligner(GraphLLMPreTrainedModel):
         self.caption_bias.requires_grad_(self.config.captioning_weight > 0)
 
     @torch.no_grad()
-    def start_from_bert(self, name_or_path: str) -> None:
+    def start_from_bert(self, name_or_path: str, start: int, end: int) -> None:
         """Takes the layers and embeddings of a BERT of the same width and number of layers; what a BERT does not have
         (queries, cross-attention, heads) keeps its random start.
+
+        Args:
+            name_or_path: of the BERT.
+            start, end: ids of its [CLS] and [SEP].
 
         Raises:
             ValueError: it is no BERT, or one of other sizes.
@@ -154,7 +158,7 @@ class GraphAligner(GraphLLMPreTrainedModel):
         words, table = bert.embeddings.word_embeddings.weight, self.word_embeddings.weight
         # BERT adds its embedding of "first sentence" to every token
         table[: len(words)] = words + bert.embeddings.token_type_embeddings.weight[0]
-        table[-3:] = table[[101, 101, 102]]  # [CLS], [CLS], [SEP]
+        table[-3:] = table[[start, start, end]]
         positions = bert.embeddings.position_embeddings.weight
         self.position_embeddings.weight[: len(positions)] = positions[: self.config.max_text_tokens]
         own, taken = self.qformer.model.state_dict(), {}

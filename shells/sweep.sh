@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Searches for the best flags: finetune.py as a process a trial, then one page about them.
 #
-#   bash shells/sweep.sh                                   the demonstration: eight trials on a CPU, about MINUTES minutes
+#   bash shells/sweep.sh                                   the demonstration: eight trials, 10 minutes on two busy cores
 #   bash shells/sweep.sh [configs/sweep.yaml] -m MODEL -d DATA [any flag of finetune.py]
 #
 # The same words in another shell, with its own CUDA_VISIBLE_DEVICES, are one more worker; after a stop or a kill they go

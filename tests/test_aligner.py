@@ -211,7 +211,7 @@ def test_from_bert_the_text_pass_is_bert(tmp_path):
     bert = BertModel(BertConfig(vocab_size=110, max_position_embeddings=12, initializer_range=0.3, **sizes)).eval()
     bert.save_pretrained(tmp_path)
     model = build(vocab_size=110)
-    model.start_from_bert(str(tmp_path))
+    model.start_from_bert(str(tmp_path), 101, 102)
     ids, seen = torch.tensor([[101, 3, 4, 102], [101, 5, 102, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
     own = ids.clone()
     own[own == 101], own[own == 102] = model.config.text_start, model.config.text_end
@@ -221,4 +221,4 @@ def test_from_bert_the_text_pass_is_bert(tmp_path):
     layer = model.qformer.model.encoder.layer[1]
     assert torch.equal(layer.intermediate_query.dense.weight, layer.intermediate.dense.weight)
     with pytest.raises(ValueError, match="qformer_dim"):
-        build(vocab_size=50).start_from_bert(str(tmp_path))
+        build(vocab_size=50).start_from_bert(str(tmp_path), 1, 2)

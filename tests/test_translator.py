@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from test_finetune import losses, trained
@@ -152,6 +153,9 @@ def test_ranks_count_ties_half_and_ridge_recovers_a_linear_map():
     torch.manual_seed(0)
     known, asked, true = torch.randn(200, 5).numpy(), torch.randn(9, 5).numpy(), torch.randn(5, 3).numpy()
     assert abs(ridge(known, known @ true + 1, asked) - (asked @ true + 1)).max() < 0.02
+    silent, loud = np.zeros((200, 1), np.float32), np.full((9, 1), 1e3, np.float32)  # a column that only now speaks
+    found = ridge(np.hstack([known, silent]), known @ true + 1, np.hstack([asked, loud]))
+    assert abs(found - (asked @ true + 1)).max() < 0.02
 
 
 def test_the_demonstrations_table_has_both_stages(tmp_path):

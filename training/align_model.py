@@ -54,8 +54,9 @@ def build_aligner(arguments: Arguments, pairs: NodePairs, tokenizer: PreTrainedT
     config = GraphAlignerConfig(graph_config=graph, vocab_size=len(tokenizer), feature_encoder=encoder, **settings)
     model = GraphAligner(config)
     if arguments.align.qformer_init == "bert":
-        with explained(arguments.model.model_name_or_path):
-            model.start_from_bert(arguments.model.model_name_or_path)
+        name = arguments.model.model_name_or_path
+        with explained(name):
+            model.start_from_bert(name, tokenizer.cls_token_id, tokenizer.sep_token_id)
     return model
 
 

@@ -46,9 +46,10 @@ def retrieve(
     first = first_rows(index)
     scores = similarity(graphs, texts[first])  # (n, candidates)
     ranks = ranks_of(scores, index)
-    write_jsonl(Path(training.output_dir) / "predictions.jsonl", rows_of(pairs, scores, ranks, first))
+    if training.process_index == 0:
+        write_jsonl(Path(training.output_dir) / "predictions.jsonl", rows_of(pairs, scores, ranks, first))
     metrics = recalls(ranks, "retrieval", "")
-    metrics |= recalls(graph_ranks(similarity(graphs, texts[first]), index), "text_to_graph", "")
+    metrics |= recalls(graph_ranks(scores, index), "text_to_graph", "")
     aims = load_encoder(f"hashing:{TEXT_WIDTH}").encode
     known, asked = train.pooled(), pairs.pooled()
     targets = aims([one.text for one in train.pairs])
@@ -120,7 +121,8 @@ def ridge(known: np.ndarray, targets: np.ndarray, asked: np.ndarray) -> np.ndarr
     Returns:
         (m, w)
     """
-    mean, spread = known.mean(axis=0), known.std(axis=0) + 1e-6
+    mean, spread = known.mean(axis=0), known.std(axis=0)
+    spread = np.where(spread > 1e-6, spread, 1)  # a column that never varied says nothing, whatever it is later
     known, asked = ((one - mean) / spread for one in (known, asked))
     cut = max(1, int(len(known) * HELD_OUT))
     order = np.random.default_rng(0).permutation(len(known))
