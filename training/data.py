@@ -127,7 +127,7 @@ def open_splits(arguments: Arguments, tokenizer: PreTrainedTokenizerBase) -> dic
     if arguments.model.freeze_lm or arguments.model.prompt_tuning:
         raise ValueError(
             f"--freeze_lm True and --prompt_tuning train what reads graphs, and conversations ({data.path}) have "
-            "none. Leave them out."
+            "no graph. Leave them out."
         )
     return _conversations(arguments)
 
