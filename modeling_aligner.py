@@ -234,7 +234,7 @@ class GraphAligner(GraphLLMPreTrainedModel):
         text_index: Tensor,
         graph_edge_features: Tensor | None = None,
     ) -> AlignerOutput:
-        """The losses of B pairs; contrast and negatives reach over the pairs of all processes.
+        """The losses of B pairs; in training contrast and negatives reach over the pairs of all processes.
 
         Args:
             input_ids, attention_mask: (B, T), `text_start`, the text, `text_end`, right-padded.
@@ -244,9 +244,9 @@ class GraphAligner(GraphLLMPreTrainedModel):
         states, mask = self.graph_states(graph_node_features, graph_edge_index, graph_edge_features, graph_batch)
         graphs, texts = self.embed_graphs(states, mask), self.embed_texts(input_ids, attention_mask)
         scale = self.scale.clamp(max=LARGEST_SCALE).exp()
-        to_texts = similarity(graphs, gathered(texts)) * scale  # (B, A)
-        to_graphs = similarity(gathered(graphs), texts).T * scale  # (B, A)
-        same = text_index[:, None] == gathered(text_index)  # (B, A)
+        to_texts = similarity(graphs, self._together(texts)) * scale  # (B, A)
+        to_graphs = similarity(self._together(graphs), texts).T * scale  # (B, A)
+        same = text_index[:, None] == self._together(text_index)  # (B, A)
         out = AlignerOutput(loss=states.new_zeros(()))
         if self.config.contrastive_weight:
             losses = [contrast(one, same, self.config.label_smoothing) for one in (to_texts, to_graphs)]
@@ -264,13 +264,17 @@ class GraphAligner(GraphLLMPreTrainedModel):
             out.loss = out.loss + self.config.captioning_weight * out.captioning
         return out
 
+    def _together(self, tensor: Tensor) -> Tensor:
+        """Of all processes in training; of this one alone in evaluation, where processes may see the same pairs."""
+        return gathered(tensor) if self.training else tensor
+
     def _matching(self, states: Tensor, mask: Tensor, input_ids: Tensor, attention_mask: Tensor, to_texts: Tensor,
                   to_graphs: Tensor, same: Tensor) -> Tensor:  # fmt: skip
         """Cross entropy of each pair, and of its graph and its text with a hard negative each. -> up to (3B,)"""
         graph_of, text_of = hard_negatives(to_graphs, same), hard_negatives(to_texts, same)  # (B,) of all, -1: none
         some = graph_of >= 0  # (B,): there is another text than its own
-        all_states, all_masks = gathered(states), gathered(mask)
-        all_ids, all_attention = gathered(input_ids), gathered(attention_mask)
+        all_states, all_masks = self._together(states), self._together(mask)
+        all_ids, all_attention = self._together(input_ids), self._together(attention_mask)
         own_states, own_ids = as_wide(states, all_states), as_wide(input_ids, all_ids)
         own_mask, own_attention = as_wide(mask, all_masks), as_wide(attention_mask, all_attention)
         logits = self.match(

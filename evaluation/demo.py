@@ -87,7 +87,8 @@ def translator_metrics(predictions: dict[str, list[Row]], train: list[Row], alig
         alignment: the output of stage 1, whose metrics.json has the retrieval.
     """
     aligned = json.loads((alignment / "metrics.json").read_text(encoding="utf-8"))
-    metrics = {name: value for name, value in aligned.items() if name.startswith("retrieval_r1")}
+    told_of_texts = ("retrieval_r1", "candidates", "texts_in_training")
+    metrics = {name: value for name, value in aligned.items() if name.startswith(told_of_texts)}
     names = {"none": "", "zero": "_zeroed", "shuffle": "_shuffled"}
     closed = {ablate: [row for row in rows if is_graph_only(row)] for ablate, rows in predictions.items()}
     told = {ablate: [row for row in rows if not is_graph_only(row)] for ablate, rows in predictions.items()}

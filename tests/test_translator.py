@@ -110,6 +110,18 @@ def test_stage_2_starts_from_what_was_aligned(stage1, language_model_folder, dat
         finetune.main(["--init_from", str(stage1[0]), "--data_path", str(data), "--output_dir", str(tmp_path / "y")])
 
 
+def test_an_alignment_that_goes_on_keeps_its_shape_and_its_words(stage1, data, tmp_path):
+    start = ["--stage", "align", "--init_from", str(stage1[0]), "--data_path", str(data)]
+    start += ["--output_dir", str(tmp_path / "again"), "--max_steps", "1", "--use_cpu", "True"]
+    for more, said in (
+        (["--align_dim", "32"], "contrastive_dim 32 is not that of"),
+        (["--num_graph_tokens", "5"], "num_tokens 5 is not that of"),
+        (["--model_name_or_path", "data_processor/demo_base"], "by a tokenizer of 261 tokens"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            finetune.main([*start, *more])
+
+
 def test_what_cannot_be_aligned_is_a_sentence(language_model_folder, data, tmp_path):
     argv = flags(language_model_folder, data, tmp_path / "out", "--stage", "align", *QFORMER)
     with pytest.raises(ValueError, match="--stage align trains a Q-Former"):
@@ -149,6 +161,7 @@ def test_a_pair_is_its_node_its_neighbours_and_the_edges_between(data, tiny_toke
 def test_ranks_count_ties_half_and_ridge_recovers_a_linear_map():
     scores, index = torch.tensor([[1.0, 2.0, 2.0], [3.0, 0.0, 0.0]]), torch.tensor([1, 0])
     assert ranks_of(scores, index).tolist() == [1.5, 1.0]
+    assert graph_ranks(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1])).tolist() == [2, 2]  # no better than chance
     assert graph_ranks(torch.tensor([[1.0, 2.0], [3.0, 0.0], [2.0, 5.0]]), torch.tensor([0, 1, 0])).tolist() == [2, 3]
     torch.manual_seed(0)
     known, asked, true = torch.randn(200, 5).numpy(), torch.randn(9, 5).numpy(), torch.randn(5, 3).numpy()

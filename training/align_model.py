@@ -12,6 +12,7 @@ from modeling_aligner import GraphAligner, GraphAlignerConfig
 from modeling_graphllm import ONE_STATE, GraphConfig
 from training.arguments import Arguments
 from training.data import GRAPH_CONFIG_NAMES, explained
+from training.rooms import AlignArguments
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +40,15 @@ def build_aligner(arguments: Arguments, pairs: NodePairs, tokenizer: PreTrainedT
     """The model of --init_from, or a new one as wide as the graph's vectors.
 
     Raises:
-        ValueError: vectors of another encoder than --init_from was trained with; graphs of one node and one state; a
-            BERT that does not fit.
+        ValueError: vectors or words of another kind than --init_from was trained with, or a flag that would change
+            it; graphs of one node and one state; a BERT that does not fit.
     """
     settings = {ours: vars(arguments.align)[flag] for flag, ours in ALIGN_CONFIG_NAMES.items()}
     if arguments.run.init_from:
         start = arguments.run.init_from
-        check_vectors(start, GraphAlignerConfig.from_pretrained(start), pairs)
+        config = GraphAlignerConfig.from_pretrained(start)
+        check_vectors(start, config, pairs)
+        check_unchanged(start, config, arguments, len(tokenizer))
         return GraphAligner.from_pretrained(start, **{name: settings[name] for name in LOSS_FIELDS})
     graph = GraphConfig(feature_dim=pairs.feature_dim, edge_feature_dim=pairs.edge_feature_dim,
                         **graph_flags(arguments) | {"readout": "qformer"})  # fmt: skip
@@ -73,6 +76,27 @@ def check_states(graph: GraphConfig, data: NodePairs | GraphQADataset) -> None:
     if 2 * alone > len(data):
         logger.warning("%d of %d graphs have one node: attention over its one state is constant there. "
                        "--states_per_vector 8 gives queries something to choose from.", alone, len(data))  # fmt: skip
+
+
+def check_unchanged(start: str, config: GraphAlignerConfig, arguments: Arguments, words: int) -> None:
+    """Raises ValueError for a tokenizer of other words than `start` reads, and for flags that it would not follow."""
+    if words != config.vocab_size:
+        raise ValueError(
+            f"{start} reads texts by a tokenizer of {config.vocab_size} tokens, the one that was named has {words}. "
+            "Leave --model_name_or_path out."
+        )
+    known = config.graph_config.to_dict() | config.to_dict()
+    given = graph_flags(arguments)
+    for flag, default in asdict(AlignArguments()).items():
+        name, value = ALIGN_CONFIG_NAMES.get(flag), vars(arguments.align)[flag]
+        if name and name not in LOSS_FIELDS and value != default:
+            given[name] = value
+    changed = [name for name, value in given.items() if known[name] != value]
+    if changed:
+        raise ValueError(
+            f"{changed[0]} {given[changed[0]]} is not that of {start}, which has {known[changed[0]]}. Leave the flag "
+            "out, or leave --init_from out to begin anew."
+        )
 
 
 def check_vectors(start: str, config: GraphAlignerConfig, data: NodePairs | GraphQADataset) -> None:

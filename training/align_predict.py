@@ -39,7 +39,8 @@ def retrieve(
     Returns:
         `retrieval_r1`, `_r5`, `_r10`, `_mrr`; the same of texts that look for their graphs as `text_to_graph_r1` and
         so on; of two ridge regressions `retrieval_r1_linear`, ... (node, neighbours and edges) and
-        `retrieval_r1_linear_node`, ... (the node alone); `candidates`; and the three losses on the test pairs.
+        `retrieval_r1_linear_node`, ... (the node alone); `candidates`; `texts_in_training`, the share of
+        test texts that stand word for word in training; and the three losses on the test pairs.
     """
     graphs, texts, losses = embed(model.eval(), test, collate, training.per_device_eval_batch_size)
     pairs, index = test.pairs, torch.tensor(test.pairs.text_index)
@@ -58,6 +59,8 @@ def retrieve(
     for suffix, columns in (("_linear", slice(None)), ("_linear_node", own)):
         found = torch.from_numpy(ridge(known[:, columns], targets, asked[:, columns]))
         metrics |= recalls(ranks_of(cosine(found, candidates), index), "retrieval", suffix)
+    told = {one.text for one in train.pairs}
+    metrics["texts_in_training"] = float(np.mean([one.text in told for one in pairs.pairs]))
     return metrics | {"candidates": float(len(first))} | losses
 
 
@@ -95,10 +98,10 @@ def ranks_of(scores: Tensor, index: Tensor) -> Tensor:
 
 
 def graph_ranks(scores: Tensor, index: Tensor) -> Tensor:
-    """For each text the rank of the best of its graphs. (n, c), (n,) -> (c,)"""
+    """For each text the rank of the best of its graphs; equal scores count half above. (n, c), (n,) -> (c,)"""
     own = torch.arange(scores.shape[1])[None] == index[:, None]  # (n, c)
     best = scores.masked_fill(~own, -torch.inf).amax(dim=0)  # (c,)
-    return 1 + ((scores > best) & ~own).sum(dim=0).float()
+    return 1 + ((scores > best) & ~own).sum(dim=0) + ((scores == best) & ~own).sum(dim=0) / 2
 
 
 def recalls(ranks: Tensor, name: str, suffix: str) -> dict[str, float]:
