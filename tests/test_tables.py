@@ -78,6 +78,25 @@ def test_test_rows_are_those_that_the_table_names(files, tmp_path):
     assert len(splits["train"]) == 23
 
 
+def test_a_split_that_the_table_has_not_is_found_by_its_name(files, tmp_path):
+    settings = {"test_rows": "fold=3", "validation_size": 6}
+    both = opened(files / "rows.csv", {"train": "train", "validation": "validation"}, tmp_path, **settings)
+    wanted = {"train": "train", "test": "validation"}  # as a sweep asks that chooses by answers
+    chosen = opened(files / "rows.csv", wanted, tmp_path, **settings)
+    assert chosen == {"train": both["train"], "test": both["validation"]}
+    tested = opened(files / "rows.csv", {"test": "test"}, tmp_path, **settings)["test"]
+    assert opened(files / "rows.csv", {"validation": "test"}, tmp_path, **settings) == {"validation": tested}
+    with pytest.raises(ValueError, match="has no split 'tset'. It has: train; validation and test are taken out"):
+        opened(files / "rows.csv", {"test": "tset"}, tmp_path, **settings)
+
+
+def test_sizes_that_leave_nothing_to_train_on_are_told(files, tmp_path, caplog):
+    with pytest.raises(ValueError, match="--test_size 30 of 30 rows leaves none to train on"):
+        opened(files / "rows.csv", {"train": "train"}, tmp_path, test_size=30)
+    opened(files / "rows.csv", {"train": "train", "validation": "validation"}, tmp_path, validation_size=30)
+    assert "--validation_size 30 of 30 rows leaves none to train on: a tenth is held out" in caplog.text
+
+
 def test_one_group_is_never_divided():
     assert held_out([], 5, 0) == ([], [])
     from data_processor.tables import Row
