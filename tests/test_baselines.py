@@ -118,6 +118,11 @@ def test_a_table_trains_without_a_graph_keeps_its_test_rows_and_its_cache(langua
     assert len(list((output / "_preprocessed").glob("*.safetensors"))) == 2
     again = tmp_path / "again.jsonl"
     assert answers(output, table, again) == (output / "predictions.jsonl").read_text()
+    record = json.loads((output / "run.json").read_text())["arguments"]
+    learned = answers(output, table, again, "--split", "train")  # neither tested nor validated on
+    assert len(learned.splitlines()) == 24 - 8 - record["validation_size"] == 12
+    with pytest.raises(SystemExit):
+        answers(output, table, again, "--split", "tset")
     other = table.rename(tmp_path / "other.csv")  # another file is asked whole
     assert len(answers(output, other, again).splitlines()) == 24
     other.rename(table)
