@@ -25,6 +25,8 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
 ROLES = ("question", "answer", "id", "type", "group")
 USUAL = {"question": "question", "answer": "answer"}
 TRAIN = "train"  # the one split of a file
+# what `datasets` and pandas say of a file without rows; StopIteration says nothing
+NO_ROWS = ("", 'Instruction "train" corresponds to no data!', "No columns to parse from file")
 
 
 class Row(NamedTuple):
@@ -116,6 +118,8 @@ def read_splits(path: str, table: Table) -> dict[str, Any]:
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     file = Path(path)
+    if file.is_file() and suffix_of(file) not in READERS:
+        raise ValueError(f"{path} is no table: --columns reads {', '.join(READERS)}. Convert it, or leave it out.")
     try:
         if file.is_file():
             kind = READERS[suffix_of(file)]
@@ -128,10 +132,10 @@ def read_splits(path: str, table: Table) -> dict[str, Any]:
             f"{path!r} is neither a file here nor a data set of the Hub that can be reached. Check the name in "
             "--data_path; log in with `hf auth login` if it is private."
         ) from error
-    except (DatasetGenerationError, ValueError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        said = f"{path} could not be read as a table ({reason})"
-        raise ValueError(f"{said}. Check the file, or --dataset_config.") from error
+    except (DatasetGenerationError, StopIteration, ValueError) as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        said = "has zero rows" if reason in NO_ROWS else f"could not be read as a table ({reason})"
+        raise ValueError(f"{path} {said}. Check the file, or --dataset_config.") from error
     return {name: split.flatten() for name, split in loaded.items()}
 
 
@@ -208,8 +212,7 @@ def open_table(
 
     Args:
         path: a file or a name on the Hub.
-        wanted: key -> name of the table's split, None for one that is not read; the name of "train" is the table's
-            `train_split`. rejected: takes unusable rows.
+        wanted: key -> name of a split, None for one that is not read. rejected: takes unusable rows.
 
     Raises:
         ValueError: see `read_splits`, `column_map` and `divide`; an unknown name; a split that would have no row.
@@ -243,19 +246,15 @@ def open_table(
 def divide(rows: list[Row], table: Table, test: bool, validate: bool) -> dict[str, list[Row]]:
     """The rows left for "train", and the "test" and "validation" rows that are taken out of them.
 
-    Args:
-        test, validate: whether rows are to be taken, if the table's settings name any.
-
-    Raises:
-        ValueError: `test_size` leaves nothing to train on.
+    `test` and `validate` say whether rows are to be taken, if the table's settings name any; ValueError says that
+    `test_size` leaves nothing to train on.
     """
     found, rest = {}, rows
     if table.test_rows:
         found["test"], rest = [row for row in rest if row.test], [row for row in rest if not row.test]
     elif test and table.test_size:
         if 0 < len(rest) <= table.test_size:
-            sizes = f"--test_size {table.test_size} of {len(rest)} rows"
-            raise ValueError(f"{sizes} leaves none to train on. Set it lower.")
+            raise ValueError(f"--test_size {table.test_size} of {len(rest)} rows leaves none to train on. Lower it.")
         found["test"], rest = held_out(rest, table.test_size, table.split_seed)
     if validate and table.validation:
         if table.validation_size >= len(rest):

@@ -63,8 +63,6 @@ def same_place(path: Path, other: str | None) -> bool:
 
 
 def _conversations(arguments: argparse.Namespace) -> ConversationDataset:
-    if arguments.append_retrieved:
-        raise ValueError(f"{arguments.data} holds conversations: no node was retrieved. Leave --append_retrieved out.")
     with _rejected(arguments) as rejected:
         rows = list(iter_conversations(arguments.data, rejected))
     _tell(rejected, arguments.data)
