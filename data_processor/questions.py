@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from data_processor.dataset import SOFT_PROMPT, Example, assistant_message, dige
 from data_processor.passages import DocumentSearch, Passages
 from data_processor.schema import QAPair, Rejected, to_json
 from data_processor.tables import Table, is_table, open_table
+
+logger = logging.getLogger(__name__)
 
 
 class QuestionDataset(Dataset):
@@ -94,16 +97,19 @@ def open_questions(
     for key, pairs in splits.items():
         found = passages.find([pair.question for pair in pairs]) if passages else [[] for _ in pairs]
         facts = [within(texts, flags.get("max_text_tokens"), tokenizer) for texts in found]
+        if passages and (bare := facts.count("")):
+            told = "%d of %d questions of %s are shown no document: none found fits into --max_text_tokens."
+            logger.warning(told, bare, len(facts), key)
         opened[key] = QuestionDataset(pairs, path, facts, bool(flags.get("prompt_tuning")))
     return opened
 
 
 def within(texts: Sequence[str], budget: int | None, tokenizer: Any) -> str:
-    """The first of the texts, a line each, that fit into a budget of tokens together."""
+    """The texts, best first and a line each, that fit into a budget of tokens together; others are left out."""
     joined = ""
     for text in texts:
         longer = f"{joined}\n{' '.join(text.split())}".lstrip("\n")
         if budget is not None and len(tokenizer(longer, add_special_tokens=False)["input_ids"]) > budget:
-            break
+            continue
         joined = longer
     return joined

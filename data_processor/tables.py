@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import random
 import re
 from collections import Counter
@@ -16,12 +17,16 @@ import numpy as np
 
 from data_processor.schema import QAPair, Rejected
 
+logger = logging.getLogger(__name__)
+
 READERS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
 # what a column can stand for, and the columns that are taken where no name is given
 ROLES = ("question", "answer", "id", "type", "group")
 USUAL = {"question": "question", "answer": "answer"}
 TRAIN = "train"  # the one split of a file
+# what `datasets` and pandas say of a file without rows; StopIteration says nothing
+NO_ROWS = ("", 'Instruction "train" corresponds to no data!', "No columns to parse from file")
 
 
 class Row(NamedTuple):
@@ -113,6 +118,8 @@ def read_splits(path: str, table: Table) -> dict[str, Any]:
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     file = Path(path)
+    if file.is_file() and suffix_of(file) not in READERS:
+        raise ValueError(f"{path} is no table: --columns reads {', '.join(READERS)}. Convert it, or leave it out.")
     try:
         if file.is_file():
             kind = READERS[suffix_of(file)]
@@ -125,10 +132,10 @@ def read_splits(path: str, table: Table) -> dict[str, Any]:
             f"{path!r} is neither a file here nor a data set of the Hub that can be reached. Check the name in "
             "--data_path; log in with `hf auth login` if it is private."
         ) from error
-    except (DatasetGenerationError, ValueError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        said = f"{path} could not be read as a table ({reason})"
-        raise ValueError(f"{said}. Check the file, or --dataset_config.") from error
+    except (DatasetGenerationError, StopIteration, ValueError) as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        said = "has zero rows" if reason in NO_ROWS else f"could not be read as a table ({reason})"
+        raise ValueError(f"{path} {said}. Check the file, or --dataset_config.") from error
     return {name: split.flatten() for name, split in loaded.items()}
 
 
@@ -199,15 +206,16 @@ def open_table(
 ) -> dict[str, list[QAPair]]:
     """The splits that a run reads, "train", "validation" and "test", as lists of questions.
 
-    What the table itself calls by the wanted names is taken as it is; else test rows are taken out of the training
-    rows, then validation rows, each by whole groups. The test rows do not depend on what else is wanted.
+    What the table itself calls by the wanted names is taken as it is. Else test rows are taken out of the training
+    rows, then validation rows, each by whole groups, and a name means those: "test" and "validation" under any key,
+    the training split's name under a key those of the key. The test rows do not depend on what else is wanted.
 
     Args:
         path: a file or a name on the Hub.
-        wanted: key -> name of the table's split, None for one that is not read. rejected: takes unusable rows.
+        wanted: key -> name of a split, None for one that is not read. rejected: takes unusable rows.
 
     Raises:
-        ValueError: see `read_splits` and `column_map`; a split that would have no row.
+        ValueError: see `read_splits`, `column_map` and `divide`; an unknown name; a split that would have no row.
     """
     splits = read_splits(path, table)
     train = table.train_split
@@ -217,38 +225,56 @@ def open_table(
     if table.test_rows and column not in splits[train].column_names:
         has = ", ".join(splits[train].column_names)
         raise ValueError(f"--test_rows {table.test_rows}: {path} has no column {column!r}. It has: {has}.")
-    own = {key: name for key, name in wanted.items() if name in splits and name != train} | {"train": train}
+    own = [name for name in splits if name != train and not (table.test_rows and name == "test")]
+    wanted = {key: name for key, name in wanted.items() if name} | ({"train": train} if wanted.get("train") else {})
+    taken = {key: key if name == train else name for key, name in wanted.items() if name not in own}
+    if unknown := set(taken.values()) - {"train", "validation", "test"}:
+        has = f"It has: {', '.join(splits)}; validation and test are taken out of {train!r} where it has none"
+        raise ValueError(f"{path} has no split {min(unknown)!r}. {has}.")
     rows = {}
-    for key, name in own.items():
+    for name in dict.fromkeys([train, *(name for name in wanted.values() if name in own)]):
         columns, marked = column_map(table.columns, splits[name].column_names, path), table.test_rows
-        rows[key] = usable_rows(splits[name], columns, f"{path}:{name}", marked if key == "train" else None, rejected)
-    divided = divide(rows, table, bool(wanted.get("validation")))
-    return {key: checked(divided, key, path, table) for key, name in wanted.items() if name}
+        rows[name] = usable_rows(splits[name], columns, f"{path}:{name}", marked if name == train else None, rejected)
+    tested = {"test", wanted.get("test")} & set(own)
+    divided = divide(rows[train], table, not tested, "validation" in taken.values())
+    return {
+        key: checked(divided.get(taken[key], []) if key in taken else rows[name], taken.get(key, name), path, table)
+        for key, name in wanted.items()
+    }
 
 
-def divide(rows: Mapping[str, list[Row]], table: Table, validate: bool) -> dict[str, list[Row]]:
-    """The splits that are there, and those that are taken out of "train"."""
-    found, rest = dict(rows), rows["train"]
+def divide(rows: list[Row], table: Table, test: bool, validate: bool) -> dict[str, list[Row]]:
+    """The rows left for "train", and the "test" and "validation" rows that are taken out of them.
+
+    `test` and `validate` say whether rows are to be taken, if the table's settings name any; ValueError says that
+    `test_size` leaves nothing to train on.
+    """
+    found, rest = {}, rows
     if table.test_rows:
         found["test"], rest = [row for row in rest if row.test], [row for row in rest if not row.test]
-    elif "test" not in found and table.test_size:
+    elif test and table.test_size:
+        if 0 < len(rest) <= table.test_size:
+            raise ValueError(f"--test_size {table.test_size} of {len(rest)} rows leaves none to train on. Lower it.")
         found["test"], rest = held_out(rest, table.test_size, table.split_seed)
-    if validate and "validation" not in found and table.validation:
+    if validate and table.validation:
+        if table.validation_size >= len(rest):
+            sizes = table.validation_size, len(rest)
+            logger.warning("--validation_size %d of %d rows leaves none to train on: a tenth is held out.", *sizes)
         found["validation"], rest = held_out(rest, table.validation_size, table.split_seed + 1)
     return found | {"train": drawn(rest, table.subset, table.split_seed)}
 
 
-def checked(found: Mapping[str, list[Row]], key: str, path: str, table: Table) -> list[QAPair]:
+def checked(rows: list[Row], name: str, path: str, table: Table) -> list[QAPair]:
     """The questions of a split; ValueError if it has none."""
-    if found.get(key):
-        return [row.pair for row in found[key]]
+    if rows:
+        return [row.pair for row in rows]
     untold = "Set --test_size N or --test_rows COLUMN=VALUE"
     told = {
         "train": "Every row is tested on, or was rejected",
         "validation": "Set --validation True with --validation_size, or --eval_strategy no",
         "test": f"No row has {table.test_rows}" if table.test_rows else untold,
     }
-    raise ValueError(f"The split {key!r} of {path} has zero rows. {told[key]}.")
+    raise ValueError(f"The split {name!r} of {path} has zero rows. {told.get(name, 'Every row was rejected')}.")
 
 
 def held_out(rows: list[Row], size: int, seed: int) -> tuple[list[Row], list[Row]]:

@@ -35,7 +35,7 @@ from evaluation.score_command import add_score_commands, questions_of
 from evaluation.trained import CONTEXTS, longest_prompt, trained_with
 
 if TYPE_CHECKING:
-    from data_processor.dataset import GraphQADataset
+    from torch.utils.data import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +205,11 @@ def process_group() -> Iterator[int]:
         torch.distributed.destroy_process_group()
 
 
-def _retrieved_names(dataset: "GraphQADataset", count: int) -> Callable[[str], list[str]]:
+def _retrieved_names(dataset: "Dataset", count: int) -> Callable[[str], list[str]]:
+    from data_processor.dataset import GraphQADataset
+
+    if not isinstance(dataset, GraphQADataset):
+        raise ValueError("These questions have no graph: no node was retrieved. Leave --append_retrieved out.")
     return lambda question: dataset.graph.node_name(dataset.subgraphs.get(question).nodes[:count])
 
 

@@ -32,7 +32,7 @@ def add_classify(command: argparse.ArgumentParser) -> None:
     command.add_argument("--max_length", type=int, help="longest prompt with answer, in tokens; default: as in "
                          "training")  # fmt: skip
     command.add_argument("--seed", type=int, default=0, help="of the shuffle")
-    command.set_defaults(text_style=None, max_text_tokens=None, append_retrieved=0)
+    command.set_defaults(text_style=None, max_text_tokens=None)
 
 
 def labels_of(arguments: argparse.Namespace) -> tuple[Labels, list[Row]]:

@@ -41,10 +41,20 @@ def open_dataset(
     wanted = {key: arguments.split}
     if arguments.data.is_file() and not same_place(arguments.data, trained.get("data_path")):
         flags, key, wanted = flags | WHOLE, "train", {"train": TRAIN}  # another file than that of training
+    elif key == "train" and not arguments.data.is_dir() and same_place(arguments.data, trained.get("data_path")):
+        wanted |= validated_on(trained)
     with _rejected(arguments) as rejected:
         opened = open_questions(path, wanted, flags, rejected, processor.tokenizer)
     _tell(rejected, arguments.data)
     return opened[key]
+
+
+def validated_on(trained: Row) -> dict[str, str]:
+    """The split beside "train" for which training took rows out of the table's."""
+    if trained.get("do_eval"):
+        return {"validation": trained["validation_split"]}
+    answered = trained.get("do_predict") and trained["test_split"] == "validation"
+    return {"validation": "validation"} if answered else {}
 
 
 def same_place(path: Path, other: str | None) -> bool:
@@ -53,8 +63,6 @@ def same_place(path: Path, other: str | None) -> bool:
 
 
 def _conversations(arguments: argparse.Namespace) -> ConversationDataset:
-    if arguments.append_retrieved:
-        raise ValueError(f"{arguments.data} holds conversations: no node was retrieved. Leave --append_retrieved out.")
     with _rejected(arguments) as rejected:
         rows = list(iter_conversations(arguments.data, rejected))
     _tell(rejected, arguments.data)

@@ -106,7 +106,10 @@ def run_stark(arguments: argparse.Namespace) -> None:
     graph = KnowledgeGraph.open(arguments.data / "graph")
     store = SubgraphStore.open(arguments.data / "subgraphs" / arguments.split)
     candidates = candidates_of(graph, arguments.candidate_types)
-    pairs = read_qa(arguments.data / "qa" / f"{arguments.split}.jsonl")
+    path = arguments.data / "qa" / f"{arguments.split}.jsonl"
+    pairs = read_qa(path)
+    if not pairs:
+        raise ValueError(f"{path} has no questions. Name another --split.")
     rows = []
     for pair in tqdm(pairs, unit="question", desc="score"):
         found = store.get(pair.id)

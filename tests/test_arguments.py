@@ -260,6 +260,8 @@ ROWS = {
     "nothing to train": lambda t: ({"freeze_lm": True, "use_graph": False}, CPU),
     "learned tokens beside a graph": lambda t: ({"prompt_tuning": 4}, CPU),
     "sizes of splits": lambda t: ({"subset": 0}, CPU),
+    "division of what is no table": lambda t: ({"data_path": [str(t)], "test_size": 3}, CPU),
+    "documents that are not shown": lambda t: ({"documents": "docs", "context": "text"}, CPU),
     "base of a full model": lambda t: ({"include_base": True, "use_lora": False}, CPU),
     "name on the Hub": lambda t: ({"push_to_hub": True, "hub_model_id": "../model"}, CPU),
     "push without a name": lambda t: ({"push_to_hub": True}, CPU),
@@ -308,6 +310,14 @@ def vars_of(arguments) -> dict:
 
 def test_every_row_of_checks_has_a_case():
     assert [check.name for check in CHECKS] == list(ROWS)
+
+
+def test_a_table_is_divided(tmp_path):
+    (tmp_path / "rows.csv").write_text("question,answer\na,b\n")
+    for flags in ({"subset": 1}, {"split_seed": 1}, {"columns": ["question=a"]}, {"test_rows": "a=1"}):
+        check_flags(Namespace(**vars(usable(tmp_path)) | {"data_path": [str(tmp_path / "rows.csv")]} | flags), CPU)
+        with pytest.raises(ValueError, match="divide a table"):
+            check_flags(Namespace(**vars(usable(tmp_path)) | {"data_path": [str(tmp_path)]} | flags), CPU)
 
 
 def test_what_accelerate_asks_for_is_seen(monkeypatch):

@@ -105,7 +105,7 @@ def write_table(folder: Path) -> Path:
     return folder / "table.csv"
 
 
-def test_a_table_trains_without_a_graph_keeps_its_test_rows_and_its_cache(language_model_folder, tmp_path, caplog):
+def test_a_table_trains_without_a_graph_keeps_its_test_rows_and_its_cache(language_model_folder, tmp_path, capsys):
     pytest.importorskip("datasets")
     table, output = write_table(tmp_path), tmp_path / "out"
     columns = ("--columns", "question=Prompt", "answer=Response", "type=topic")
@@ -118,6 +118,14 @@ def test_a_table_trains_without_a_graph_keeps_its_test_rows_and_its_cache(langua
     assert len(list((output / "_preprocessed").glob("*.safetensors"))) == 2
     again = tmp_path / "again.jsonl"
     assert answers(output, table, again) == (output / "predictions.jsonl").read_text()
+    record = json.loads((output / "run.json").read_text())["arguments"]
+    learned = answers(output, table, again, "--split", "train")  # neither tested nor validated on
+    assert len(learned.splitlines()) == 24 - 8 - record["validation_size"] == 12
+    with pytest.raises(SystemExit):
+        answers(output, table, again, "--split", "tset")
+    with pytest.raises(SystemExit):
+        answers(output, table, again, "--append_retrieved", "5")
+    assert "Leave --append_retrieved out" in capsys.readouterr().err
     other = table.rename(tmp_path / "other.csv")  # another file is asked whole
     assert len(answers(output, other, again).splitlines()) == 24
     other.rename(table)

@@ -343,3 +343,7 @@ def test_commands_score_compare_and_stark(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["stark", "--data", str(data), "--output", str(output), "--candidate_types", "person"])
     assert "No node is of type person. The graph's types are: thing." in capsys.readouterr().err
+    (data / "qa" / "test.jsonl").write_text("")
+    with pytest.raises(SystemExit):
+        main(["stark", "--data", str(data), "--output", str(output)])
+    assert "test.jsonl has no questions" in capsys.readouterr().err

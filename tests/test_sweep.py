@@ -114,6 +114,11 @@ def test_the_storage_of_another_search_is_refused(tmp_path):
         ({"prune": True}, "prunes by one objective only"),
         ({"prune": True, "objectives": {"accuracy": "maximize"}}, "accuracy is known only when a trial has ended"),
         ({"trial_flags": {}}, "accuracy is measured on the split 'test'"),
+        ({"trial_flags": {"test_split": "train"}}, "accuracy is measured on the split 'train'"),
+        (
+            {"trial_flags": {"test_split": "validation", "validation_split": "test"}},
+            "eval_loss is measured on the split 'test'",
+        ),
         ({"objectives": {"eval_loss": "least"}}, "must be minimize or maximize"),
         ({"stagse": []}, "unknown key 'stagse'. Did you mean 'stages'"),
         ({"stages": [{"name": "a", "trials": 1, "space": {"x": {"low": 2, "high": 1}}}]}, "low 2 is above high 1"),

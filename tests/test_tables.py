@@ -78,6 +78,25 @@ def test_test_rows_are_those_that_the_table_names(files, tmp_path):
     assert len(splits["train"]) == 23
 
 
+def test_a_split_that_the_table_has_not_is_found_by_its_name(files, tmp_path):
+    settings = {"test_rows": "fold=3", "validation_size": 6}
+    both = opened(files / "rows.csv", {"train": "train", "validation": "validation"}, tmp_path, **settings)
+    wanted = {"train": "train", "test": "validation"}  # as a sweep asks that chooses by answers
+    chosen = opened(files / "rows.csv", wanted, tmp_path, **settings)
+    assert chosen == {"train": both["train"], "test": both["validation"]}
+    tested = opened(files / "rows.csv", {"test": "test"}, tmp_path, **settings)["test"]
+    assert opened(files / "rows.csv", {"validation": "test"}, tmp_path, **settings) == {"validation": tested}
+    with pytest.raises(ValueError, match="has no split 'tset'. It has: train; validation and test are taken out"):
+        opened(files / "rows.csv", {"test": "tset"}, tmp_path, **settings)
+
+
+def test_sizes_that_leave_nothing_to_train_on_are_told(files, tmp_path, caplog):
+    with pytest.raises(ValueError, match="--test_size 30 of 30 rows leaves none to train on"):
+        opened(files / "rows.csv", {"train": "train"}, tmp_path, test_size=30)
+    opened(files / "rows.csv", {"train": "train", "validation": "validation"}, tmp_path, validation_size=30)
+    assert "--validation_size 30 of 30 rows leaves none to train on: a tenth is held out" in caplog.text
+
+
 def test_one_group_is_never_divided():
     assert held_out([], 5, 0) == ([], [])
     from data_processor.tables import Row
@@ -138,12 +157,21 @@ def test_what_cannot_be_read_is_one_sentence(files, tmp_path):
             opened(files / "rows.csv", {"test": "test"}, tmp_path, **settings)
     with pytest.raises(ValueError, match="'no/such-data' is neither a file here nor a data set of the Hub"):
         read_splits("no/such-data", Table())
+    for name, text, said in (
+        ("rows.txt", "a,b", "rows.txt is no table: --columns reads .csv, .tsv, .parquet, .json, .jsonl"),
+        ("none.jsonl", "", "none.jsonl has zero rows"),
+        ("none.csv", "", "none.csv has zero rows"),
+        ("head.csv", "question,answer\n", "head.csv has zero rows"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=said):
+            open_table(str(tmp_path / name), Table(), {"train": "train"}, Rejected(tmp_path / "r"))
     (tmp_path / "broken.parquet").write_text("x")
     with pytest.raises(ValueError, match="broken.parquet could not be read as a table"):
         read_splits(str(tmp_path / "broken.parquet"), Table())
 
 
-def test_documents_stand_in_front_of_the_question_best_first(tmp_path):
+def test_documents_stand_in_front_of_the_question_best_first(tmp_path, caplog):
     (tmp_path / "qa").mkdir()
     question = {"id": "q", "question": "Who keeps bees in Oslo?", "answers": ["Ada"]}
     (tmp_path / "qa" / "test.jsonl").write_text(json.dumps(question))
@@ -162,6 +190,13 @@ def test_documents_stand_in_front_of_the_question_best_first(tmp_path):
     assert content[1]["text"] == "Who keeps bees in Oslo?"
     assert first(tmp_path / "cache").fingerprint == first(tmp_path / "cache").fingerprint == first().fingerprint
     assert first(top_documents=1).fingerprint != first().fingerprint != first(prompt_tuning=4).fingerprint
+    class Words:  # a token each
+        def __call__(self, text, **_):
+            return {"input_ids": text.split()}
+
+    with Rejected(tmp_path / "rejected.jsonl") as rejected:
+        open_questions(str(tmp_path), {"test": "test"}, flags | {"max_text_tokens": 1}, rejected, Words())
+    assert "1 of 1 questions of test are shown no document" in caplog.text
     pytest.importorskip("faiss")
     assert first(document_index="hnsw").facts == first().facts
     with pytest.raises(ValueError, match="--documents nowhere does not exist"):
@@ -177,3 +212,4 @@ def test_a_budget_keeps_whole_documents(tiny_tokenizer):
     assert within(["one two", "three"], None, tiny_tokenizer) == "one two\nthree"
     assert within(["one\ntwo", "three"], 12, tiny_tokenizer) == "one two"
     assert within(["one two"], 3, tiny_tokenizer) == ""
+    assert within(["one two three four five", "one\ntwo"], 12, tiny_tokenizer) == "one two"

@@ -4,7 +4,7 @@ from argparse import Namespace
 from fnmatch import fnmatch
 from pathlib import Path
 
-from data_processor.tables import is_hub_name
+from data_processor.tables import is_hub_name, is_table
 from training.engine_checks import ENGINE_CHECKS
 from training.engines import refusal
 from training.hub_checks import HUB_CHECKS, PUBLISH_CHECKS
@@ -155,6 +155,20 @@ CHECKS = (
         lambda f, m: f.test_size < 0 or f.subset is not None and f.subset < 1 or f.top_documents < 1,
         "--test_size {test_size}, --subset {subset} or --top_documents {top_documents} takes no row. Set them to 1 or "
         "more, or leave them out.",
+    ),
+    Check(
+        "division of what is no table",
+        lambda f, m: (
+            (f.columns or f.test_rows or f.test_size or f.subset is not None or f.split_seed)
+            and not all(is_table(path, f.columns) for path in f.data_path)
+        ),
+        "--columns, --test_rows, --test_size, --subset and --split_seed divide a table, which --data_path {data_path} "
+        "is not: a dataset folder has its splits, conversations --validation_size. Leave them out.",
+    ),
+    Check(
+        "documents that are not shown",
+        lambda f, m: f.documents and f.context != "documents",
+        "--documents {documents} is read with --context documents alone. Add it, or leave --documents out.",
     ),
     Check(
         "base of a full model",

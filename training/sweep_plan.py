@@ -218,12 +218,19 @@ def check_objectives(plan: Plan) -> None:
             "evaluations, such as eval_loss."
         )
     for stage in plan.stages:
-        flags = plan.recipe | stage.flags | plan.trial_flags
+        flags = {"test_split": "test", "train_split": "train"} | plan.recipe | stage.flags | plan.trial_flags
         answers = [name for name in plan.objectives if not name.startswith(NOT_ANSWERS)]
-        if answers and flags.get("test_split", "test") == "test":
+        # of a table that has one split, its name as --test_split means the test rows taken out of it
+        if answers and flags["test_split"] in ("test", flags["train_split"]):
             raise ValueError(
-                f"{plan.file}: {answers[0]} is measured on the split 'test', and what is chosen by a test split is "
-                "no longer tested by it. Set trial_flags: {do_predict: true, test_split: validation}."
+                f"{plan.file}: {answers[0]} is measured on the split {flags['test_split']!r}, and what is chosen by "
+                "a test split is no longer tested by it. Set trial_flags: {do_predict: true, test_split: validation}."
+            )
+        losses = [name for name in plan.objectives if name.startswith("eval_")]
+        if losses and flags.get("validation_split") == "test":
+            raise ValueError(
+                f"{plan.file}: {losses[0]} is measured on the split 'test', and what is chosen by a test split is no "
+                "longer tested by it. Leave validation_split out, or set trial_flags: {validation_split: validation}."
             )
 
 
