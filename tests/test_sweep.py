@@ -137,6 +137,31 @@ def test_flags_behind_the_file_go_over_the_recipe(tmp_path, capsys):
     assert stop.value.code == 2 and "--data_path was given without a value" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("room", ["words", "recipe", "flags", "trial_flags", "stage"])
+def test_a_key_goes_to_the_environment_and_into_no_file(tmp_path, monkeypatch, room):
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    secrets, words = {"hub_token": "s3cret", "wandb_key": "k3y"}, []
+    changes = {"stages": [STAGES[0] | {"trials": 1}]}
+    if room == "words":
+        words = ["--hub_token=s3cret", "--wandb-key", "k3y"]
+    elif room == "stage":
+        changes["stages"][0]["flags"] = secrets
+    elif room == "trial_flags":
+        changes[room] = {"test_split": "validation"} | secrets
+    elif room == "flags":
+        changes[room] = secrets
+    path = write_plan(tmp_path, **changes)
+    if room == "recipe":
+        with open(tmp_path / "recipe.yaml", "a") as file:
+            file.write("hub_token: s3cret\nwandb_key: k3y\n")
+    main([str(path), *words])
+    assert (os.environ["HF_TOKEN"], os.environ["WANDB_API_KEY"]) == ("s3cret", "k3y")
+    files = [one for one in (tmp_path / "out").rglob("*") if one.is_file()]
+    assert {"sweep.json", "best.yaml", "study.journal", "trial_000.yaml"} <= {one.name for one in files}
+    assert not [one.name for one in files if b"s3cret" in one.read_bytes() or b"k3y" in one.read_bytes()]
+
+
 @pytest.mark.slow
 def test_finetune_itself_is_swept(tmp_path, language_model_folder):
     from tests.tiny_world import flags, write_dataset

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from training.keys import without_keys
+
 Flags = dict[str, Any]
 
 DIRECTIONS = ("minimize", "maximize")
@@ -101,7 +103,7 @@ RANGE_KEYS = ("low", "high", "log", "step")
 
 
 def read_plan(path: str | Path, given: Flags, output_dir: str | None = None) -> Plan:
-    """The plan in a YAML file.
+    """The plan in a YAML file. Keys and tokens in it are exported, see training/keys.py, and are not in the plan.
 
     Args:
         path: the file; `recipe` in it names a YAML file of finetune.py.
@@ -116,8 +118,8 @@ def read_plan(path: str | Path, given: Flags, output_dir: str | None = None) -> 
     plan = Plan(
         file=str(path),
         output_dir=Path(output_dir or values["output_dir"]),
-        recipe=read_yaml(values["recipe"]) | values["flags"] | given,
-        trial_flags=values["trial_flags"],
+        recipe=without_keys(read_yaml(values["recipe"]) | values["flags"] | given),
+        trial_flags=without_keys(values["trial_flags"]),
         objectives=values["objectives"],
         stages=stages,
         prune=values["prune"],
@@ -169,7 +171,7 @@ def read_stage(values: Any, where: str) -> Stage:
     twice = sorted(set(space) & set(values["flags"]))
     if twice:
         raise ValueError(f"{where}: {twice[0]} is both fixed in flags and searched in space. Leave one out.")
-    return Stage(values["name"], values["trials"], values["flags"], space, values["from"] or None)
+    return Stage(values["name"], values["trials"], without_keys(values["flags"]), space, values["from"] or None)
 
 
 def read_values(value: Any, where: str) -> Choice | Range:
