@@ -56,17 +56,27 @@ def read_predictions(path: str | Path) -> list[Row]:
     """The rows of a predictions file.
 
     Raises:
-        ValueError: the file is missing, or a row lacks `id`, `prediction` or `answers`.
+        ValueError: the file is missing, or a row lacks `id`, `prediction` or `answers`, or holds them in another form.
     """
     if not Path(path).is_file():
         raise ValueError(f"There are no predictions at {path}. Make them with `python -m evaluation generate`.")
-    rows = []
-    for number, row in read_jsonl(path):
-        missing = [name for name in ("id", "prediction", "answers") if name not in row]
-        if missing:
-            raise ValueError(f"{path}:{number}: a prediction needs {missing[0]!r}.")
-        rows.append(row)
-    return rows
+    return [checked(row, f"{path}:{number}") for number, row in read_jsonl(path)]
+
+
+def checked(row: Row, where: str) -> Row:
+    """The row of a prediction, its type as text: data sets that number their types write numbers."""
+    missing = [name for name in ("id", "prediction", "answers") if name not in row]
+    if missing:
+        raise ValueError(f"{where}: a prediction needs {missing[0]!r}.")
+    kind = row.get("type")
+    row = row | {"type": str(kind)} if isinstance(kind, (int, float)) else row
+    for name in ("prediction", "type"):
+        if not isinstance(row.get(name), str) and not (name == "type" and kind is None):
+            raise ValueError(f"{where}: {name} must be a text, got {row[name]!r}.")
+    for name in ("answers", "ranked_answers"):
+        if name in row and not (isinstance(row[name], list) and all(isinstance(one, str) for one in row[name])):
+            raise ValueError(f"{where}: {name} must be a list of texts, got {row[name]!r}.")
+    return row
 
 
 def read_run(path: str | Path) -> Run:
