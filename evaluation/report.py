@@ -117,6 +117,14 @@ def check_same_ids(predictions: list[Row], references: list[Row]) -> None:
                      f"{len(unknown)} unknown; {example}. Generate them again from the same split.")
 
 
+def unlike(one: Row, other: Row) -> str:
+    """What two rows of one id differ in that belongs to the question, "" where they are the same question."""
+    if sorted(one["answers"]) != sorted(other["answers"]):
+        return "answers"
+    both = "question" in one and "question" in other
+    return "question" if both and one["question"] != other["question"] else ""
+
+
 def compare(first: list[Row], second: list[Row], more: Columns | None = None) -> dict[str, float]:
     """What the second predictions gain over the first, on the same questions, for every metric defined on all of them.
 
@@ -129,11 +137,17 @@ def compare(first: list[Row], second: list[Row], more: Columns | None = None) ->
         `significance.paired_tests`.
 
     Raises:
-        ValueError: the two do not hold the same questions.
+        ValueError: the two do not hold the same questions, or one id stands for two of them.
     """
     check_same_ids(second, first)
     by_id = {row["id"]: row for row in second}
     second = [by_id[row["id"]] for row in first]
+    for one, other in zip(first, second, strict=True):
+        if name := unlike(one, other):
+            raise ValueError(
+                f"{one['id']!r} is not the same question in both: {name} {one[name]!r} in one, {other[name]!r} in the "
+                "other. Compare answers to the same data; ids that are row numbers change with the rows."
+            )
     before, after = ({**per_question(rows), **(more(rows) if more else {})} for rows in (first, second))
     gains: dict[str, float] = {}
     for name, values in before.items():

@@ -307,3 +307,13 @@ def test_the_type_of_a_question_may_be_a_number_or_none(tmp_path):
     assert rows[0]["type"] == "2" and not rows[1].get("type")
     main(["report", str(path), "--output", str(tmp_path / "page.html")])
     assert "| run | taken away | 2 |" in (tmp_path / "page.md").read_text()
+
+
+def test_rows_that_share_an_id_alone_are_not_the_same_questions():
+    rows = [row(i, "yes") for i in range(4)]
+    with pytest.raises(ValueError, match=r"'q3' .*answers \['yes'\] in one, \['no'\] in the other"):
+        compare(rows, [*rows[:3], row(3, "yes", "no")])
+    with pytest.raises(ValueError, match="'q0' .*question 'number 0\\?' in one, 'who\\?' in the other"):
+        compare(rows, [rows[0] | {"question": "who?"}, *rows[1:]])
+    bare = [{name: one[name] for name in ("id", "prediction", "answers")} for one in rows]
+    assert compare(rows, bare)["exact_match_difference"] == 0.0

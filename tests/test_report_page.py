@@ -129,6 +129,14 @@ def test_runs_of_other_questions_are_not_compared_and_trainings_need_no_answers(
         read_run(tmp_path)
 
 
+def test_rows_of_other_data_under_the_same_ids_are_not_shared(trained):
+    rows = [row(i, "yes") for i in range(8)]
+    other = [one | {"question": "who?", "answers": ["no"]} for one in rows]
+    said = texts([trained("a", rows), trained("b", other), trained("c", [*rows[:5], *other[5:]])])
+    assert "a and" in said["What the runs say"] and "answered different questions" in said["What the runs say"]
+    assert "5 shared questions" in said["Differences between the runs"]
+
+
 def test_costs_are_those_of_the_record(trained):
     run = read_training(trained("a", q_lora=True, q_bits=4))
     header, cells = costs({"a": run})
