@@ -6,9 +6,10 @@
 #   bash shells/evaluate.sh MODEL DATA [...] --judge --backend api --base_url URL --model JUDGE
 #
 # SPLIT (test; recall where DATA has no graph), OUTPUT (output/evaluation), ABLATIONS (none zero shuffle no_text
-# question_only; without a graph none, with documents question_only too) are read from the environment. Each ablation that was stopped goes on where it was. What stands behind
-# --judge goes to `python -m evaluation judge`: accuracy against the facts, and the win rate over the predictions in
-# AGAINST, such as those of the base model that shells/inference.sh wrote.
+# question_only; where DATA has no graph: none, with documents also question_only) are read from the environment. Each
+# ablation that was stopped goes on where it was. What stands behind --judge goes to `python -m evaluation judge`:
+# accuracy against the facts, and the win rate over the predictions in AGAINST, such as those of the base model that
+# shells/inference.sh wrote.
 set -euo pipefail
 script="$(cd "$(dirname "$0")" && pwd)/$(basename "$0")"
 source "$(dirname "$script")/common.sh"

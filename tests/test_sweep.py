@@ -15,7 +15,7 @@ import yaml
 pytest.importorskip("optuna")
 
 from training.sweep import given_flags, main, run_sweep
-from training.sweep_plan import read_plan
+from training.sweep_plan import Range, read_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 RATES = {"low": "1e-5", "high": 1.0, "log": True}  # as text: YAML reads 1e-5 so
@@ -120,12 +120,25 @@ def test_the_storage_of_another_search_is_refused(tmp_path):
         ({"stages": [{"name": "a", "trials": 1, "space": {"x": 3}}]}, r"stages\[0\].space.x must be a list"),
         ({"stages": [{"name": "a", "trials": 1, "space": {"x": [1]}, "from": "b"}]}, "no earlier stage"),
         ({"stages": [{"name": "a", "trials": 1, "space": {"x": [1]}, "flags": {"x": 1}}]}, "both fixed"),
+        ({"stages": [{"name": "a", "trials": 1, "space": {"x": {"low": 0, "high": 1, "step": 0}}}]}, "step 0 must be"),
+        ({"stages": [{"name": "a", "trials": 1, "space": {"x": {"low": 0, "high": 9, "step": -1}}}]}, "step -1 must"),
         ({"recipe": "nowhere.yaml"}, "There is no file 'nowhere.yaml'"),
     ],
 )
 def test_a_plan_that_cannot_work_is_one_sentence(tmp_path, changes, said):
     with pytest.raises(ValueError, match=said):
         read_plan(write_plan(tmp_path, **changes), {})
+
+
+def test_a_range_is_searched_on_its_grid_alone(tmp_path):
+    halves, tenths = Range(0, 10, step=2.5), Range(0, 1, step=0.1)
+    assert 7.5 in halves and 5 in halves and 3 not in halves and 0.3 in tenths and 0.35 not in tenths
+    assert 3 in Range(0, 10) and 3.5 not in Range(0, 10) and 3.5 in Range(0.0, 10.0)
+    space = {"lora_alpha": {"low": 0, "high": 10, "step": 2.5}, "lora_dropout": {"low": 0, "high": 1, "step": 0.1}}
+    one = {"name": "base", "trials": 6, "space": space, "flags": {"learning_rate": 0.1}}
+    tried = [trial["params"] for trial in sweep(tmp_path, stages=[one])["stages"][0]["trials"]]
+    assert len(tried) == 6 and all(one["lora_alpha"] in halves and one["lora_dropout"] in tenths for one in tried)
+    assert any(one["lora_alpha"] % 5 == 2.5 for one in tried)
 
 
 def test_flags_behind_the_file_go_over_the_recipe(tmp_path, capsys):

@@ -259,4 +259,4 @@ def suggest(trial: optuna.Trial, name: str, space: Space) -> Any:
         return trial.suggest_categorical(name, one.values)
     if one.whole:
         return trial.suggest_int(name, int(one.low), int(one.high), step=int(one.step or 1), log=one.log)
-    return trial.suggest_float(name, one.low, one.high, step=one.step, log=one.log)
+    return trial.suggest_float(name, float(one.low), float(one.high), step=one.step, log=one.log)
