@@ -40,8 +40,8 @@ def shortened(runs: list[Run]) -> list[Run]:
     """The runs by what their paths do not share."""
     if len({run.name for run in runs}) < 2:
         return runs
-    above = os.path.commonpath([str(Path(run.name).parent) for run in runs])
-    return [replace(run, name=os.path.relpath(run.name, above) if above else run.name) for run in runs]
+    above = os.path.commonpath([os.path.dirname(os.path.abspath(run.name)) for run in runs])
+    return [replace(run, name=os.path.relpath(run.name, above)) for run in runs]
 
 
 def build_sections(runs: list[Run], more: Columns = lambda rows: {}) -> list[Section]:

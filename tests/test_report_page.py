@@ -8,7 +8,7 @@ import pytest
 from evaluation.charts import Axis, Series, chart, round_numbers, short
 from evaluation.page import Figure, Section, Table, to_html
 from evaluation.report import read_run
-from evaluation.report_page import build_sections
+from evaluation.report_page import build_sections, shortened
 from evaluation.sweep_page import against
 from evaluation.training_log import adaptation, costs, read_training
 from tests.test_report import row, write
@@ -135,6 +135,13 @@ def test_rows_of_other_data_under_the_same_ids_are_not_shared(trained):
     said = texts([trained("a", rows), trained("b", other), trained("c", [*rows[:5], *other[5:]])])
     assert "a and" in said["What the runs say"] and "answered different questions" in said["What the runs say"]
     assert "5 shared questions" in said["Differences between the runs"]
+
+
+def test_runs_may_be_named_by_absolute_and_relative_paths(trained, tmp_path, monkeypatch):
+    trained("a", [row(0, "yes")]), trained("b", [row(0, "yes")])
+    monkeypatch.chdir(tmp_path)
+    runs = [read_run(tmp_path / "a"), read_run("b"), read_run(tmp_path / "a" / "predictions.jsonl")]
+    assert [run.name for run in shortened(runs)] == ["a", "b", "a/predictions.jsonl"]
 
 
 def test_costs_are_those_of_the_record(trained):
