@@ -64,7 +64,7 @@ def cost_blocks(runs: list[Run]) -> list[Block]:
     note = (
         "Weights held: all parameters as they lie in memory, 4 and 8 bits as packed bytes with their scales. Saved: "
         "the weight files of the folder, without the base model. Peak: of the GPU's tensors, on a CPU of the process. "
-        "Tokens: read in training, without padding."
+        "Tokens: read in training, without padding. Minutes: of the last start, where a run was resumed."
     )
     return [table, Text(note, note=True)] if len(table.rows) > 1 else []
 

@@ -1,6 +1,7 @@
 """What charts show at the edges of numbers, and what a page says of runs: alike, unlike, or without answers."""
 
 import json
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -12,6 +13,7 @@ from evaluation.report_page import build_sections, shortened
 from evaluation.sweep_page import against
 from evaluation.training_log import adaptation, costs, read_training
 from tests.test_report import row, write
+from training.run_cost import reading
 
 SVG = "{http://www.w3.org/2000/svg}"
 EVIL = '<script>"&'
@@ -154,6 +156,16 @@ def test_costs_are_those_of_the_record(trained):
         "tokens a second": "30,000",
     }  # fmt: skip
     assert [adaptation(one) for one in ({}, {"freeze_lm": True}, {"use_lora": False})] == ["-", "frozen", "full"]
+
+
+def test_the_rate_of_a_resumed_run_is_that_of_its_log(trained):
+    rows = [{"loss": 2.0, "tokens": 3e6, "tokens_per_s": 1e6, "peak_gib": 0.5}, {"loss": 1.0, "eval_loss": 1.0},
+            {"train_runtime": 1.0, "tokens": 1e6, "tokens_per_s": 2e5, "peak_gib": 0.25}]  # fmt: skip
+    found = reading(rows)
+    assert found == {"tokens": 4e6, "tokens_per_s": 4e6 / (3 + 5), "peak_gib": 0.5} and reading(rows[1:2]) == {}
+    run = read_training(trained("a"))
+    header, cells = costs({"a": replace(run, metrics=run.metrics | found | {"train_runtime": 1.0})})
+    assert dict(zip(header, cells, strict=True))["tokens a second"] == "500,000"
 
 
 def test_a_run_is_found_by_who_was_asked(trained, tmp_path):
