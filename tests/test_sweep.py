@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -106,6 +107,23 @@ def test_the_storage_of_another_search_is_refused(tmp_path):
     (tmp_path / "out" / "study.journal").write_text("not json\n")
     with pytest.raises(ValueError, match="is no journal of Optuna: b'not json'"):
         sweep(tmp_path, stages=STAGES[:1])
+
+
+def test_a_journal_is_cut_only_while_no_other_worker_writes(tmp_path):
+    from training.sweep_study import KernelLock, open_storage
+
+    journal, line = tmp_path / "study.journal", b'{"op_code":'
+    (tmp_path / "locks").mkdir()
+    journal.write_bytes(line)  # another worker is in the middle of its line
+    lock = KernelLock(tmp_path / "locks" / "journal")
+    lock.acquire()
+    opening = threading.Thread(target=open_storage, args=(tmp_path, ["base"]))
+    opening.start()
+    opening.join(0.3)
+    kept = journal.read_bytes()
+    lock.release()
+    opening.join()
+    assert kept == line and journal.read_bytes() == b""
 
 
 @pytest.mark.parametrize(

@@ -82,8 +82,10 @@ def open_storage(folder: Path, stages: Sequence[str]) -> JournalStorage:
     """
     path = folder / JOURNAL
     path.parent.mkdir(parents=True, exist_ok=True)
-    check_journal(path)
-    storage = JournalStorage(JournalFileBackend(str(path), lock_obj=KernelLock(folder / "locks" / "journal")))
+    lock = folder / "locks" / "journal"
+    with held(lock):
+        check_journal(path)
+    storage = JournalStorage(JournalFileBackend(str(path), lock_obj=KernelLock(lock)))
     strange = sorted(set(optuna.get_all_study_names(storage)) - set(stages))
     if strange:
         raise ValueError(
@@ -95,6 +97,8 @@ def open_storage(folder: Path, stages: Sequence[str]) -> JournalStorage:
 
 def check_journal(path: Path) -> None:
     """Drops the end of a journal that a full disk cut off: the next line would be glued to it.
+
+    The caller holds the journal's lock, as every worker that writes does.
 
     Raises:
         ValueError: a line before it is not one of Optuna's.
