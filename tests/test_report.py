@@ -55,7 +55,8 @@ def test_report_names_what_differs_and_nothing_else(runs):
 
 
 def test_page_stands_alone_and_is_well_formed(runs, tmp_path):
-    runs[0].predictions["none"][0]["question"] = "a | b\n<script>alert(1)</script>?"
+    for one in (one for run in runs for rows in run.predictions.values() for one in rows if one["id"] == "q0"):
+        one["question"] = "a | b\n<script>alert(1)</script>?"
     sections = build_sections(runs)
     page, text = to_html("T & T", sections), to_markdown("T & T", sections)
     opened = []
