@@ -56,17 +56,27 @@ def read_predictions(path: str | Path) -> list[Row]:
     """The rows of a predictions file.
 
     Raises:
-        ValueError: the file is missing, or a row lacks `id`, `prediction` or `answers`.
+        ValueError: the file is missing, or a row lacks `id`, `prediction` or `answers`, or holds them in another form.
     """
     if not Path(path).is_file():
         raise ValueError(f"There are no predictions at {path}. Make them with `python -m evaluation generate`.")
-    rows = []
-    for number, row in read_jsonl(path):
-        missing = [name for name in ("id", "prediction", "answers") if name not in row]
-        if missing:
-            raise ValueError(f"{path}:{number}: a prediction needs {missing[0]!r}.")
-        rows.append(row)
-    return rows
+    return [checked(row, f"{path}:{number}") for number, row in read_jsonl(path)]
+
+
+def checked(row: Row, where: str) -> Row:
+    """The row of a prediction, its type as text: data sets that number their types write numbers."""
+    missing = [name for name in ("id", "prediction", "answers") if name not in row]
+    if missing:
+        raise ValueError(f"{where}: a prediction needs {missing[0]!r}.")
+    kind = row.get("type")
+    row = row | {"type": str(kind)} if isinstance(kind, (int, float)) else row
+    for name in ("prediction", "type"):
+        if not isinstance(row.get(name), str) and not (name == "type" and kind is None):
+            raise ValueError(f"{where}: {name} must be a text, got {row[name]!r}.")
+    for name in ("answers", "ranked_answers"):
+        if name in row and not (isinstance(row[name], list) and all(isinstance(one, str) for one in row[name])):
+            raise ValueError(f"{where}: {name} must be a list of texts, got {row[name]!r}.")
+    return row
 
 
 def read_run(path: str | Path) -> Run:
@@ -107,6 +117,14 @@ def check_same_ids(predictions: list[Row], references: list[Row]) -> None:
                      f"{len(unknown)} unknown; {example}. Generate them again from the same split.")
 
 
+def unlike(one: Row, other: Row) -> str:
+    """What two rows of one id differ in that belongs to the question, "" where they are the same question."""
+    if sorted(one["answers"]) != sorted(other["answers"]):
+        return "answers"
+    both = "question" in one and "question" in other
+    return "question" if both and one["question"] != other["question"] else ""
+
+
 def compare(first: list[Row], second: list[Row], more: Columns | None = None) -> dict[str, float]:
     """What the second predictions gain over the first, on the same questions, for every metric defined on all of them.
 
@@ -119,11 +137,17 @@ def compare(first: list[Row], second: list[Row], more: Columns | None = None) ->
         `significance.paired_tests`.
 
     Raises:
-        ValueError: the two do not hold the same questions.
+        ValueError: the two do not hold the same questions, or one id stands for two of them.
     """
     check_same_ids(second, first)
     by_id = {row["id"]: row for row in second}
     second = [by_id[row["id"]] for row in first]
+    for one, other in zip(first, second, strict=True):
+        if name := unlike(one, other):
+            raise ValueError(
+                f"{one['id']!r} is not the same question in both: {name} {one[name]!r} in one, {other[name]!r} in the "
+                "other. Compare answers to the same data; ids that are row numbers change with the rows."
+            )
     before, after = ({**per_question(rows), **(more(rows) if more else {})} for rows in (first, second))
     gains: dict[str, float] = {}
     for name, values in before.items():

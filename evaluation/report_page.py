@@ -40,8 +40,8 @@ def shortened(runs: list[Run]) -> list[Run]:
     """The runs by what their paths do not share."""
     if len({run.name for run in runs}) < 2:
         return runs
-    above = os.path.commonpath([str(Path(run.name).parent) for run in runs])
-    return [replace(run, name=os.path.relpath(run.name, above) if above else run.name) for run in runs]
+    above = os.path.commonpath([os.path.dirname(os.path.abspath(run.name)) for run in runs])
+    return [replace(run, name=os.path.relpath(run.name, above)) for run in runs]
 
 
 def build_sections(runs: list[Run], more: Columns = lambda rows: {}) -> list[Section]:
@@ -64,7 +64,7 @@ def cost_blocks(runs: list[Run]) -> list[Block]:
     note = (
         "Weights held: all parameters as they lie in memory, 4 and 8 bits as packed bytes with their scales. Saved: "
         "the weight files of the folder, without the base model. Peak: of the GPU's tensors, on a CPU of the process. "
-        "Tokens: read in training, without padding."
+        "Tokens: read in training, without padding. Minutes: of the last start, where a run was resumed."
     )
     return [table, Text(note, note=True)] if len(table.rows) > 1 else []
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from evaluation.metrics import bootstrap_interval, per_question, score
 from evaluation.page import Block, Section, Table, Text
-from evaluation.report import LOST, Columns, Row, Run, compare, verdict
+from evaluation.report import LOST, Columns, Row, Run, compare, unlike, verdict
 from evaluation.significance import LEVEL, beyond_chance, judged
 
 FEW = 4  # runs that are told of one by one
@@ -24,10 +24,10 @@ class Asked:
     """
 
     columns: Columns = lambda rows: {}
-    known: dict[tuple[tuple[str, str], ...], dict[str, np.ndarray]] = field(default_factory=dict)
+    known: dict[tuple[tuple[str, ...], ...], dict[str, np.ndarray]] = field(default_factory=dict)
 
     def __call__(self, rows: list[Row]) -> dict[str, np.ndarray]:
-        key = tuple((row["id"], row["prediction"]) for row in rows)
+        key = tuple((row["id"], row["prediction"], *row["answers"]) for row in rows)
         if key not in self.known:
             self.known[key] = self.columns(rows)
         return self.known[key]
@@ -105,8 +105,10 @@ def difference_sentences(runs: list[Run], metric: str, gains: list[Gains]) -> li
 
 
 def gains_of(first: Run, second: Run, asked: Columns) -> Gains:
-    """What the second run gains over the first on the questions that both answered."""
-    both = {row["id"] for row in first.predictions["none"]} & {row["id"] for row in second.predictions["none"]}
+    """What the second run gains over the first on the questions that both answered, whatever else shares their ids."""
+    known = {row["id"]: row for row in first.predictions["none"]}
+    shared = [row for row in second.predictions["none"] if row["id"] in known]
+    both = {row["id"] for row in shared if not unlike(known[row["id"]], row)}
     one, other = ([row for row in run.predictions["none"] if row["id"] in both] for run in (first, second))
     return Gains(len(both), compare(one, other, asked) if both else {})
 

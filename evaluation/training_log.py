@@ -132,6 +132,7 @@ def costs(runs: dict[str, Training]) -> list[list[str]]:
     for name, run in runs.items():
         figures = run.metrics
         tokens, seconds = figures.get("tokens"), figures.get("train_runtime")
+        rate = figures.get("tokens_per_s", tokens / seconds if tokens and seconds else None)
         table.append([
             name,
             adaptation(run.arguments),
@@ -143,7 +144,7 @@ def costs(runs: dict[str, Training]) -> list[list[str]]:
             number(figures.get("peak_gib"), 1, 2),
             number(figures.get("minutes"), 1, 1),
             number(tokens, 1, 0),
-            number(tokens / seconds if tokens and seconds else None, 1, 0),
+            number(rate, 1, 0),
         ])  # fmt: skip
     return table if any(run.metrics for run in runs.values()) else table[:1]
 

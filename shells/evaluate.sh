@@ -6,9 +6,10 @@
 #   bash shells/evaluate.sh MODEL DATA [...] --judge --backend api --base_url URL --model JUDGE
 #
 # SPLIT (test; recall where DATA has no graph), OUTPUT (output/evaluation), ABLATIONS (none zero shuffle no_text
-# question_only) are read from the environment. Each ablation that was stopped goes on where it was. What stands behind
-# --judge goes to `python -m evaluation judge`: accuracy against the facts, and the win rate over the predictions in
-# AGAINST, such as those of the base model that shells/inference.sh wrote.
+# question_only; where DATA has no graph: none, with documents also question_only) are read from the environment. Each
+# ablation that was stopped goes on where it was. What stands behind --judge goes to `python -m evaluation judge`:
+# accuracy against the facts, and the win rate over the predictions in AGAINST, such as those of the base model that
+# shells/inference.sh wrote.
 set -euo pipefail
 script="$(cd "$(dirname "$0")" && pwd)/$(basename "$0")"
 source "$(dirname "$script")/common.sh"
@@ -36,7 +37,15 @@ split="$(split_of "$data")"
 questions="$(questions_of "$data" "$split")"
 output="${OUTPUT:-output/evaluation}"
 all="none zero shuffle no_text question_only" checked=(--data "$data" --split "$split")
-[[ "$questions" == "$data" ]] || { all=none checked=(); }  # conversations have no graph to be taken away
+demo=""
+[[ "$data" != output/demo/data ]] || demo=1  # whole, also in a dry run that does not make it
+if [[ -z "$demo" && ! -d "$data/graph" ]]; then  # nothing but documents can be taken away
+    all=none
+    if [[ " ${generate[*]-} " == *" --context documents "* ]] || grep -qs '"context": "documents"' "$model/run.json"; then
+        all="none question_only"
+    fi
+fi
+[[ -n "$demo" || -d "$data/qa" && "$questions" == "$data" ]] || checked=()  # a table, or conversations: no ids to check
 prepare
 
 for ablation in ${ABLATIONS:-$all}; do

@@ -141,6 +141,26 @@ def test_no_child_of_the_shell_carries_the_key(flag):
     assert "s3cret" not in shell("shells/finetune_lora_ds.sh", "-m", "M", "-d", "D", WANDB_KEY="s3cret")
 
 
+def test_a_shell_without_graph_or_questions_of_its_own_takes_away_and_checks_less(tmp_path):
+    def lines(data: str, *words: str) -> tuple[list[str], str]:
+        *asked, scored, _ = shell("shells/evaluate.sh", "M", data, *words).splitlines()
+        return [re.search(r"--ablate (\S+)", line).group(1) for line in asked], scored
+
+    (tmp_path / "table.csv").write_text("question,answer\n")
+    for data in (str(tmp_path / "table.csv"), "owner/name"):
+        asked, scored = lines(data)
+        assert asked == ["none"] and "--data" not in scored
+    asked, _ = lines("owner/name", "--context", "documents")
+    assert asked == ["none", "question_only"]
+    (tmp_path / "texts" / "qa").mkdir(parents=True)
+    asked, scored = lines(str(tmp_path / "texts"))
+    assert asked == ["none"] and "--data" in scored
+    for room in ("graph", "qa"):
+        (tmp_path / "whole" / room).mkdir(parents=True)
+    asked, scored = lines(str(tmp_path / "whole"))
+    assert asked == ["none", "zero", "shuffle", "no_text", "question_only"] and "--data" in scored
+
+
 def refused(*words: str, **more: str) -> str:
     """What a shell says that ends with status 2; it is not a dry run."""
     kept = {name: value for name, value in environment(**more).items() if name != "DRY_RUN"}

@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.__main__ import demo_metrics, main
 from evaluation.page import to_html, to_markdown
-from evaluation.report import compare, read_run, verdict
+from evaluation.report import compare, read_predictions, read_run, verdict
 from evaluation.report_page import build_sections
 
 
@@ -55,7 +55,8 @@ def test_report_names_what_differs_and_nothing_else(runs):
 
 
 def test_page_stands_alone_and_is_well_formed(runs, tmp_path):
-    runs[0].predictions["none"][0]["question"] = "a | b\n<script>alert(1)</script>?"
+    for one in (one for run in runs for rows in run.predictions.values() for one in rows if one["id"] == "q0"):
+        one["question"] = "a | b\n<script>alert(1)</script>?"
     sections = build_sections(runs)
     page, text = to_html("T & T", sections), to_markdown("T & T", sections)
     opened = []
@@ -283,3 +284,37 @@ def test_two_processes_write_what_one_writes(world, tmp_path):
         written.append(output.read_bytes())
     assert written[0] == written[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.jsonl", "6.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"answers": "Paris"}, "answers must be a list of texts, got 'Paris'"),
+        ({"answers": [1]}, r"answers must be a list of texts, got \[1\]"),
+        ({"prediction": None}, "prediction must be a text, got None"),
+        ({"ranked_answers": None}, "ranked_answers must be a list of texts, got None"),
+        ({"type": ["a"]}, r"type must be a text, got \['a'\]"),
+    ],
+)
+def test_a_prediction_of_another_form_is_refused_with_its_line(tmp_path, changes, said):
+    path = write(tmp_path / "p.jsonl", [row(0, "yes"), row(1, "yes") | changes])
+    with pytest.raises(ValueError, match=f"p.jsonl:2: {said}"):
+        read_predictions(path)
+
+
+def test_the_type_of_a_question_may_be_a_number_or_none(tmp_path):
+    path = write(tmp_path / "p.jsonl", [row(0, "yes", kind=2), row(1, "no", kind=None)])
+    rows = read_predictions(path)
+    assert rows[0]["type"] == "2" and not rows[1].get("type")
+    main(["report", str(path), "--output", str(tmp_path / "page.html")])
+    assert "| run | taken away | 2 |" in (tmp_path / "page.md").read_text()
+
+
+def test_rows_that_share_an_id_alone_are_not_the_same_questions():
+    rows = [row(i, "yes") for i in range(4)]
+    with pytest.raises(ValueError, match=r"'q3' .*answers \['yes'\] in one, \['no'\] in the other"):
+        compare(rows, [*rows[:3], row(3, "yes", "no")])
+    with pytest.raises(ValueError, match="'q0' .*question 'number 0\\?' in one, 'who\\?' in the other"):
+        compare(rows, [rows[0] | {"question": "who?"}, *rows[1:]])
+    bare = [{name: one[name] for name in ("id", "prediction", "answers")} for one in rows]
+    assert compare(rows, bare)["exact_match_difference"] == 0.0

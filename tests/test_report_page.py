@@ -1,6 +1,7 @@
 """What charts show at the edges of numbers, and what a page says of runs: alike, unlike, or without answers."""
 
 import json
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -8,10 +9,11 @@ import pytest
 from evaluation.charts import Axis, Series, chart, round_numbers, short
 from evaluation.page import Figure, Section, Table, to_html
 from evaluation.report import read_run
-from evaluation.report_page import build_sections
+from evaluation.report_page import build_sections, shortened
 from evaluation.sweep_page import against
 from evaluation.training_log import adaptation, costs, read_training
 from tests.test_report import row, write
+from training.run_cost import reading
 
 SVG = "{http://www.w3.org/2000/svg}"
 EVIL = '<script>"&'
@@ -129,6 +131,21 @@ def test_runs_of_other_questions_are_not_compared_and_trainings_need_no_answers(
         read_run(tmp_path)
 
 
+def test_rows_of_other_data_under_the_same_ids_are_not_shared(trained):
+    rows = [row(i, "yes") for i in range(8)]
+    other = [one | {"question": "who?", "answers": ["no"]} for one in rows]
+    said = texts([trained("a", rows), trained("b", other), trained("c", [*rows[:5], *other[5:]])])
+    assert "a and" in said["What the runs say"] and "answered different questions" in said["What the runs say"]
+    assert "5 shared questions" in said["Differences between the runs"]
+
+
+def test_runs_may_be_named_by_absolute_and_relative_paths(trained, tmp_path, monkeypatch):
+    trained("a", [row(0, "yes")]), trained("b", [row(0, "yes")])
+    monkeypatch.chdir(tmp_path)
+    runs = [read_run(tmp_path / "a"), read_run("b"), read_run(tmp_path / "a" / "predictions.jsonl")]
+    assert [run.name for run in shortened(runs)] == ["a", "b", "a/predictions.jsonl"]
+
+
 def test_costs_are_those_of_the_record(trained):
     run = read_training(trained("a", q_lora=True, q_bits=4))
     header, cells = costs({"a": run})
@@ -139,6 +156,16 @@ def test_costs_are_those_of_the_record(trained):
         "tokens a second": "30,000",
     }  # fmt: skip
     assert [adaptation(one) for one in ({}, {"freeze_lm": True}, {"use_lora": False})] == ["-", "frozen", "full"]
+
+
+def test_the_rate_of_a_resumed_run_is_that_of_its_log(trained):
+    rows = [{"loss": 2.0, "tokens": 3e6, "tokens_per_s": 1e6, "peak_gib": 0.5}, {"loss": 1.0, "eval_loss": 1.0},
+            {"train_runtime": 1.0, "tokens": 1e6, "tokens_per_s": 2e5, "peak_gib": 0.25}]  # fmt: skip
+    found = reading(rows)
+    assert found == {"tokens": 4e6, "tokens_per_s": 4e6 / (3 + 5), "peak_gib": 0.5} and reading(rows[1:2]) == {}
+    run = read_training(trained("a"))
+    header, cells = costs({"a": replace(run, metrics=run.metrics | found | {"train_runtime": 1.0})})
+    assert dict(zip(header, cells, strict=True))["tokens a second"] == "500,000"
 
 
 def test_a_run_is_found_by_who_was_asked(trained, tmp_path):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,7 @@ import yaml
 pytest.importorskip("optuna")
 
 from training.sweep import given_flags, main, run_sweep
-from training.sweep_plan import read_plan
+from training.sweep_plan import Range, read_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 RATES = {"low": "1e-5", "high": 1.0, "log": True}  # as text: YAML reads 1e-5 so
@@ -108,6 +109,23 @@ def test_the_storage_of_another_search_is_refused(tmp_path):
         sweep(tmp_path, stages=STAGES[:1])
 
 
+def test_a_journal_is_cut_only_while_no_other_worker_writes(tmp_path):
+    from training.sweep_study import KernelLock, open_storage
+
+    journal, line = tmp_path / "study.journal", b'{"op_code":'
+    (tmp_path / "locks").mkdir()
+    journal.write_bytes(line)  # another worker is in the middle of its line
+    lock = KernelLock(tmp_path / "locks" / "journal")
+    lock.acquire()
+    opening = threading.Thread(target=open_storage, args=(tmp_path, ["base"]))
+    opening.start()
+    opening.join(0.3)
+    kept = journal.read_bytes()
+    lock.release()
+    opening.join()
+    assert kept == line and journal.read_bytes() == b""
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -125,12 +143,25 @@ def test_the_storage_of_another_search_is_refused(tmp_path):
         ({"stages": [{"name": "a", "trials": 1, "space": {"x": 3}}]}, r"stages\[0\].space.x must be a list"),
         ({"stages": [{"name": "a", "trials": 1, "space": {"x": [1]}, "from": "b"}]}, "no earlier stage"),
         ({"stages": [{"name": "a", "trials": 1, "space": {"x": [1]}, "flags": {"x": 1}}]}, "both fixed"),
+        ({"stages": [{"name": "a", "trials": 1, "space": {"x": {"low": 0, "high": 1, "step": 0}}}]}, "step 0 must be"),
+        ({"stages": [{"name": "a", "trials": 1, "space": {"x": {"low": 0, "high": 9, "step": -1}}}]}, "step -1 must"),
         ({"recipe": "nowhere.yaml"}, "There is no file 'nowhere.yaml'"),
     ],
 )
 def test_a_plan_that_cannot_work_is_one_sentence(tmp_path, changes, said):
     with pytest.raises(ValueError, match=said):
         read_plan(write_plan(tmp_path, **changes), {})
+
+
+def test_a_range_is_searched_on_its_grid_alone(tmp_path):
+    halves, tenths = Range(0, 10, step=2.5), Range(0, 1, step=0.1)
+    assert 7.5 in halves and 5 in halves and 3 not in halves and 0.3 in tenths and 0.35 not in tenths
+    assert 3 in Range(0, 10) and 3.5 not in Range(0, 10) and 3.5 in Range(0.0, 10.0)
+    space = {"lora_alpha": {"low": 0, "high": 10, "step": 2.5}, "lora_dropout": {"low": 0, "high": 1, "step": 0.1}}
+    one = {"name": "base", "trials": 6, "space": space, "flags": {"learning_rate": 0.1}}
+    tried = [trial["params"] for trial in sweep(tmp_path, stages=[one])["stages"][0]["trials"]]
+    assert len(tried) == 6 and all(one["lora_alpha"] in halves and one["lora_dropout"] in tenths for one in tried)
+    assert any(one["lora_alpha"] % 5 == 2.5 for one in tried)
 
 
 def test_flags_behind_the_file_go_over_the_recipe(tmp_path, capsys):
@@ -140,6 +171,31 @@ def test_flags_behind_the_file_go_over_the_recipe(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main([str(write_plan(tmp_path)), "--data_path"])
     assert stop.value.code == 2 and "--data_path was given without a value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("room", ["words", "recipe", "flags", "trial_flags", "stage"])
+def test_a_key_goes_to_the_environment_and_into_no_file(tmp_path, monkeypatch, room):
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    secrets, words = {"hub_token": "s3cret", "wandb_key": "k3y"}, []
+    changes = {"stages": [STAGES[0] | {"trials": 1}]}
+    if room == "words":
+        words = ["--hub_token=s3cret", "--wandb-key", "k3y"]
+    elif room == "stage":
+        changes["stages"][0]["flags"] = secrets
+    elif room == "trial_flags":
+        changes[room] = {"test_split": "validation"} | secrets
+    elif room == "flags":
+        changes[room] = secrets
+    path = write_plan(tmp_path, **changes)
+    if room == "recipe":
+        with open(tmp_path / "recipe.yaml", "a") as file:
+            file.write("hub_token: s3cret\nwandb_key: k3y\n")
+    main([str(path), *words])
+    assert (os.environ["HF_TOKEN"], os.environ["WANDB_API_KEY"]) == ("s3cret", "k3y")
+    files = [one for one in (tmp_path / "out").rglob("*") if one.is_file()]
+    assert {"sweep.json", "best.yaml", "study.journal", "trial_000.yaml"} <= {one.name for one in files}
+    assert not [one.name for one in files if b"s3cret" in one.read_bytes() or b"k3y" in one.read_bytes()]
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ arguments = parse(["configs/x.yaml", "--learning_rate", "1e-4"])
 import difflib
 import json
 import os
-import sys
 from argparse import Namespace
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from evaluation.trained import CONTEXTS
 from training.alignments import is_alignment
 from training.checks import check_flags
 from training.engines import offloads
+from training.keys import take_key
 from training.machine import Machine
 from training.node_arguments import NodeArguments
 from training.rooms import (
@@ -33,8 +33,6 @@ from training.rooms import (
     TrainingArguments,
 )
 
-# flags whose values leave the command line at once, and the variables that take them
-KEY_FLAGS = {"--key": "WANDB_API_KEY", "--wandb_key": "WANDB_API_KEY", "--hub_token": "HF_TOKEN"}
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
     "group_by_length": "train_sampling_strategy group_by_length",
@@ -152,23 +150,6 @@ def build(flags: Namespace) -> Arguments:
         arguments.training.report_to = [*arguments.training.report_to, "wandb"]
         arguments.training.run_name = arguments.run.wandb_run_name or arguments.training.run_name
     return arguments
-
-
-def take_key(argv: list[str]) -> list[str]:
-    """Exports the values of KEY_FLAGS and returns the rest; `sys.argv` (trackers copy it) loses them too."""
-    rest, words = [], iter(argv)
-    for word in words:
-        name, _, value = word.partition("=")
-        variable = KEY_FLAGS.get("--" + name.removeprefix("--").replace("-", "_")) if name.startswith("--") else None
-        if variable is None:
-            rest.append(word)
-            continue
-        value = value or next(words, "")
-        if not value:
-            raise ValueError(f"{name} was given without a value. Pass it, or set {variable}.")
-        os.environ[variable] = value
-        sys.argv[:] = [one for one in sys.argv if one not in (word, value)]
-    return rest
 
 
 def yaml_flags(path: str, known: set[str]) -> list[str]:

@@ -22,7 +22,14 @@ def sizes(model: nn.Module) -> dict[str, float]:
 
 
 def reading(log: list[dict[str, Any]]) -> dict[str, float]:
-    """`tokens` read in training and the highest `peak_gib`, of a log that counted them."""
-    tokens = [row["tokens"] for row in log if "tokens" in row]
-    peaks = [row["peak_gib"] for row in log if "peak_gib" in row]
-    return {"tokens": float(sum(tokens)), "peak_gib": max(peaks)} if tokens else {}
+    """`tokens` read in training, `tokens_per_s` and the highest `peak_gib`, of a log that counted them.
+
+    The rate is taken from the log, as a resumed run goes on with the log and measures its time anew.
+    """
+    rows = [row for row in log if "tokens" in row]
+    if not rows:
+        return {}
+    tokens = float(sum(row["tokens"] for row in rows))
+    seconds = sum(row["tokens"] / row["tokens_per_s"] for row in rows if row["tokens"])
+    peak = max(row["peak_gib"] for row in rows)
+    return {"tokens": tokens, "tokens_per_s": tokens / seconds if seconds else 0.0, "peak_gib": peak}

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from training.keys import take_key
 from training.sweep_plan import Flags, Plan, read_plan
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if importlib.util.find_spec("optuna") is None:
             raise ValueError("A sweep needs Optuna: pip install optuna")
-        plan = read_plan(arguments.file, given_flags(rest), arguments.output_dir)
+        plan = read_plan(arguments.file, given_flags(take_key(rest)), arguments.output_dir)
         print(run_sweep(plan, arguments.result))
     except (ValueError, OSError) as error:
         print(f"sweep: {error}", file=sys.stderr)

@@ -4,11 +4,14 @@ plan = read_plan("configs/sweep_demo.yaml", {"model_name_or_path": "M"})
 """
 
 import difflib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from training.keys import without_keys
 
 Flags = dict[str, Any]
 
@@ -29,7 +32,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Range:
-    """A number between two, both included: whole if both are; drawn by its logarithm, or in steps."""
+    """A number between two, both included: whole if both and the step are; drawn by its logarithm, or in steps."""
 
     low: float
     high: float
@@ -38,10 +41,13 @@ class Range:
 
     @property
     def whole(self) -> bool:
-        return isinstance(self.low, int) and isinstance(self.high, int)
+        return all(isinstance(one, int) for one in (self.low, self.high, self.step or 1))
 
     def __contains__(self, value: Any) -> bool:
-        return isinstance(value, (int, float)) and self.low <= value <= self.high
+        if not isinstance(value, (int, float)) or not self.low <= value <= self.high:
+            return False
+        step = self.step or (1 if self.whole else None)
+        return step is None or math.isclose((value - self.low) / step, round((value - self.low) / step), abs_tol=1e-9)
 
 
 Space = dict[str, Choice | Range]
@@ -101,7 +107,7 @@ RANGE_KEYS = ("low", "high", "log", "step")
 
 
 def read_plan(path: str | Path, given: Flags, output_dir: str | None = None) -> Plan:
-    """The plan in a YAML file.
+    """The plan in a YAML file. Keys and tokens in it are exported, see training/keys.py, and are not in the plan.
 
     Args:
         path: the file; `recipe` in it names a YAML file of finetune.py.
@@ -116,8 +122,8 @@ def read_plan(path: str | Path, given: Flags, output_dir: str | None = None) -> 
     plan = Plan(
         file=str(path),
         output_dir=Path(output_dir or values["output_dir"]),
-        recipe=read_yaml(values["recipe"]) | values["flags"] | given,
-        trial_flags=values["trial_flags"],
+        recipe=without_keys(read_yaml(values["recipe"]) | values["flags"] | given),
+        trial_flags=without_keys(values["trial_flags"]),
         objectives=values["objectives"],
         stages=stages,
         prune=values["prune"],
@@ -169,14 +175,15 @@ def read_stage(values: Any, where: str) -> Stage:
     twice = sorted(set(space) & set(values["flags"]))
     if twice:
         raise ValueError(f"{where}: {twice[0]} is both fixed in flags and searched in space. Leave one out.")
-    return Stage(values["name"], values["trials"], values["flags"], space, values["from"] or None)
+    return Stage(values["name"], values["trials"], without_keys(values["flags"]), space, values["from"] or None)
 
 
 def read_values(value: Any, where: str) -> Choice | Range:
     """A list of values, or a mapping with `low` and `high`.
 
     Raises:
-        ValueError: neither; or a range that is empty, or has a logarithm and reaches 0 or has steps.
+        ValueError: neither; or a range that is empty, or has a logarithm and reaches 0 or has steps, or a step that is
+            not above 0.
     """
     if isinstance(value, list) and value:
         return Choice(tuple(value))
@@ -186,6 +193,8 @@ def read_values(value: Any, where: str) -> Choice | Range:
     found = Range(**numbers, log=bool(value.get("log", False)))
     if found.low > found.high:
         raise ValueError(f"{where}: low {found.low} is above high {found.high}.")
+    if found.step is not None and found.step <= 0:
+        raise ValueError(f"{where}: step {found.step} must be above 0.")
     if found.log and (found.low <= 0 or found.step is not None):
         raise ValueError(f"{where}: log needs low above 0 and no step, got {value!r}.")
     return found

@@ -82,8 +82,10 @@ def open_storage(folder: Path, stages: Sequence[str]) -> JournalStorage:
     """
     path = folder / JOURNAL
     path.parent.mkdir(parents=True, exist_ok=True)
-    check_journal(path)
-    storage = JournalStorage(JournalFileBackend(str(path), lock_obj=KernelLock(folder / "locks" / "journal")))
+    lock = folder / "locks" / "journal"
+    with held(lock):
+        check_journal(path)
+    storage = JournalStorage(JournalFileBackend(str(path), lock_obj=KernelLock(lock)))
     strange = sorted(set(optuna.get_all_study_names(storage)) - set(stages))
     if strange:
         raise ValueError(
@@ -95,6 +97,8 @@ def open_storage(folder: Path, stages: Sequence[str]) -> JournalStorage:
 
 def check_journal(path: Path) -> None:
     """Drops the end of a journal that a full disk cut off: the next line would be glued to it.
+
+    The caller holds the journal's lock, as every worker that writes does.
 
     Raises:
         ValueError: a line before it is not one of Optuna's.
@@ -259,4 +263,4 @@ def suggest(trial: optuna.Trial, name: str, space: Space) -> Any:
         return trial.suggest_categorical(name, one.values)
     if one.whole:
         return trial.suggest_int(name, int(one.low), int(one.high), step=int(one.step or 1), log=one.log)
-    return trial.suggest_float(name, one.low, one.high, step=one.step, log=one.log)
+    return trial.suggest_float(name, float(one.low), float(one.high), step=one.step, log=one.log)
