@@ -47,8 +47,9 @@ def read_vectors(path: Path) -> np.ndarray:
 
 def write_vectors(path: Path, vectors: np.ndarray, name: str, dtype: str = "float32") -> KnowledgeGraph:
     """Writes node_features.npy and, of the same width, the hashed words of relations; the manifest last."""
-    graph = without_features(KnowledgeGraph.open(path))
+    graph = KnowledgeGraph.open(path)
     check_vectors(vectors, graph.num_nodes, name)
+    graph = without_features(graph)
     width = vectors.shape[1]
     write_npy(graph.path / "node_features.npy", vectors.astype(dtype, copy=False))
     relations = load_encoder(f"hashing:{width}").encode(graph.relation_text(np.arange(graph.num_relations)))

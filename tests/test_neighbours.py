@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_processor.graph_store import write_graph
+from data_processor.graph_store import KnowledgeGraph, write_graph
 from data_processor.neighbours import edges_at, neighbourhood, pair_keys, within
 from data_processor.node_batches import split_links, unlinked
 from data_processor.node_vectors import embed_with
@@ -75,3 +75,5 @@ def test_vectors_from_elsewhere_are_one_finite_row_a_node(tmp_path):
     np.save(tmp_path / "nan.npy", vectors)
     with pytest.raises(ValueError, match="nan.npy holds nan in row 1, .* or set it to zeros"):
         embed_with(graph.path, tmp_path / "nan.npy")
+    kept = KnowledgeGraph.open(graph.path)
+    assert np.array_equal(kept.node_features, np.load(tmp_path / "v.npy")), "a bad file takes nothing away"

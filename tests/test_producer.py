@@ -218,6 +218,9 @@ def test_vectors_that_do_not_fit_their_nodes_are_a_sentence(graph):
     again = attach_vectors(graph.path, vectors, "mine")
     assert again.text_encoder == "mine" and np.array_equal(again.node_features, vectors.astype(np.float32))
     assert isinstance(again.node_features, np.memmap)
+    with pytest.raises(ValueError, match="hold NaN or infinity"):
+        attach_vectors(graph.path, broken, "mine")
+    assert np.array_equal(KnowledgeGraph.open(graph.path).node_features, vectors), "bad vectors take nothing away"
 
 
 def test_a_summary_survives_its_line():
