@@ -75,5 +75,9 @@ def test_vectors_from_elsewhere_are_one_finite_row_a_node(tmp_path):
     np.save(tmp_path / "nan.npy", vectors)
     with pytest.raises(ValueError, match="nan.npy holds nan in row 1, .* or set it to zeros"):
         embed_with(graph.path, tmp_path / "nan.npy")
+    np.save(tmp_path / "large.npy", np.full((3, 4), -7e4))
+    with pytest.raises(ValueError, match=r"large.npy holds -70000.0 in row 0, .* 65504 of float16.*--dtype float32"):
+        embed_with(graph.path, tmp_path / "large.npy", "float16")
     kept = KnowledgeGraph.open(graph.path)
     assert np.array_equal(kept.node_features, np.load(tmp_path / "v.npy")), "a bad file takes nothing away"
+    assert embed_with(graph.path, tmp_path / "large.npy").node_features[0, 0] == -7e4

@@ -220,6 +220,8 @@ def test_vectors_that_do_not_fit_their_nodes_are_a_sentence(graph):
     assert isinstance(again.node_features, np.memmap)
     with pytest.raises(ValueError, match="hold NaN or infinity"):
         attach_vectors(graph.path, broken, "mine")
+    with pytest.raises(ValueError, match="do not fit float32"):
+        attach_vectors(graph.path, vectors * 1e38, "mine")
     assert np.array_equal(KnowledgeGraph.open(graph.path).node_features, vectors), "bad vectors take nothing away"
 
 
