@@ -82,6 +82,6 @@ def check_vectors(vectors: np.ndarray, nodes: int, name: str, dtype: str) -> Non
         if len(large):
             row, column = large[0]
             raise ValueError(
-                f"{name} holds {rows[row, column]} in row {start + row}, beyond the {largest:g} of {dtype}, which would "
-                "make it infinite. Scale the vectors down or, with float16, say --dtype float32."
+                f"{name} holds {rows[row, column]} in row {start + row}, beyond the {largest:g} of {dtype}, which "
+                "would make it infinite. Scale the vectors down or, with float16, say --dtype float32."
             )
