@@ -113,7 +113,7 @@ def read_edges(path: Path, places: dict[str, int], reader: RowReader) -> list[tu
     for number, fields in reader.fields(path, ",") if path.is_file() else ():
         if fields == EDGE_COLUMNS:
             reader.count -= 1
-        elif len(fields) == 2 and set(fields) <= set(places):
+        elif len(fields) == 2 and fields[0] in places and fields[1] in places:
             edges.append((places[fields[0]], 0, places[fields[1]]))
         else:
             reader.reject(path, number, "not two ids of nodes that have a summary", ",".join(fields))
