@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_processor.files import read_npy, write_manifest, write_npy
+from data_processor.files import named_by_values, read_npy, write_manifest, write_npy
 from data_processor.graph_store import FEATURE_FILES, KnowledgeGraph, without_features
 from data_processor.text_encoder import load_encoder
 
@@ -51,11 +51,11 @@ def write_vectors(path: Path, vectors: np.ndarray, name: str, dtype: str = "floa
     graph = KnowledgeGraph.open(path)
     check_vectors(vectors, graph.num_nodes, name, dtype)
     graph = without_features(graph)
-    width = vectors.shape[1]
+    width, encoder = vectors.shape[1], named_by_values(f"given:{name}", vectors)
     write_npy(graph.path / "node_features.npy", vectors.astype(dtype, copy=False))
     relations = load_encoder(f"hashing:{width}").encode(graph.relation_text(np.arange(graph.num_relations)))
     write_npy(graph.path / "relation_features.npy", relations.astype(dtype))
-    entries = {**graph.manifest, "text_encoder": f"given:{name}", "feature_width": width}
+    entries = {**graph.manifest, "text_encoder": encoder, "feature_width": width}
     write_manifest(graph.path, entries, [*graph.manifest["bytes"], *FEATURE_FILES])
     return KnowledgeGraph.open(graph.path)
 

@@ -193,6 +193,7 @@ def test_graphtranslators_csv_is_read_and_written(tmp_path, capsys):
     ]  # fmt: skip
     graph = KnowledgeGraph.open(tmp_path / "data" / "graph")
     assert graph.node_features.dtype == np.float32 and graph.node_features[0].tolist() == [0.5, -1.25, 3.0]
+    assert graph.text_encoder.startswith("graphtranslator:")
     found = read_summaries(tmp_path / "data" / "summaries.jsonl")
     assert [(one.summary, one.neighbours, one.neighbour_nodes) for one in found] == [
         ("it is about x", "others", (1,)), ("about y", "-", (0,)),
