@@ -192,7 +192,7 @@ def attach_vectors(path: str | Path, vectors: np.ndarray, name: str) -> Knowledg
     Raises:
         ValueError: not one vector a node, or numbers that are none.
     """
-    graph = without_features(KnowledgeGraph.open(path))
+    graph = KnowledgeGraph.open(path)
     if vectors.ndim != 2 or len(vectors) != graph.num_nodes:
         shape = "x".join(map(str, vectors.shape))
         nodes = f"{graph.num_nodes} nodes of {graph.path}"
@@ -201,6 +201,9 @@ def attach_vectors(path: str | Path, vectors: np.ndarray, name: str) -> Knowledg
     if len(wrong):
         found = f"{len(wrong)} of {len(vectors)} vectors hold NaN or infinity, the first is that of node {wrong[0]}"
         raise ValueError(f"{found}; make them again, or set those rows to zero, which counts as no vector")
+    if len(vectors) and np.abs(vectors).max() > np.finfo(np.float32).max:
+        raise ValueError(f"values up to {np.abs(vectors).max():g} do not fit float32; scale the vectors down")
+    graph = without_features(graph)
     write_npy(graph.path / "node_features.npy", vectors.astype(np.float32))
     write_npy(graph.path / "relation_features.npy", np.zeros((graph.num_relations, vectors.shape[1]), np.float32))
     entries = {**graph.manifest, "text_encoder": name, "feature_width": vectors.shape[1]}

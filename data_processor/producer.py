@@ -91,7 +91,7 @@ def sample_neighbours(graph: KnowledgeGraph, node: int, most: int, seed: int) ->
     ends = np.unique(graph.neighbours(node)[1])
     ends = ends[ends != node]
     if len(ends) > most:
-        degrees = np.diff(graph.out_offsets)[ends] + np.diff(graph.in_offsets)[ends]
+        degrees = sum(offsets[ends + 1] - offsets[ends] for offsets in (graph.out_offsets, graph.in_offsets))
         clocks = np.random.default_rng((seed, node)).exponential(size=len(ends)) / degrees
         ends = ends[np.argsort(clocks)[:most]]
     return tuple(ends.tolist())

@@ -77,8 +77,9 @@ def run_classify(
     """
     questions = of_type(dataset, arguments.type)
     labels, train = labels_of(arguments)
-    for pair in (dataset.pairs[i] for i in questions.indices):
-        labels.gold({"id": pair.id, "answers": pair.answers})  # said before the model is asked anything
+    asked = ({"id": pair.id, "answers": pair.answers} for pair in (dataset.pairs[i] for i in questions.indices))
+    for row in (*asked, *train):
+        labels.gold(row)  # said before the model is asked anything
     names = ("by", "reduction", "list_labels", "batch_size", "max_new_tokens", "seed")
     how = {name: vars(arguments)[name] for name in names} | {"max_length": longest}
     outputs = {arguments.ablate: arguments.output}

@@ -148,7 +148,8 @@ class EvidenceFinder:
     """Evidence for live questions on the graph of a dataset folder.
 
     A question of the folder's own qa/, word for word, starts at its recorded seeds, and where its subgraph came with
-    the data (or was sought within a part that did) it gets that one; every other question is linked and retrieved.
+    the data (or was sought within a part that did) it gets that one; every other question is linked and retrieved, as
+    is one that qa/ asks of several seeds in the same words.
 
     Args:
         data: a folder with graph/ and, as far as there are any, qa/ and subgraphs/.
@@ -182,13 +183,16 @@ class EvidenceFinder:
 
     @cached_property
     def _known(self) -> dict[str, tuple[str, QAPair]]:
-        """Question -> (split, record)."""
+        """Question -> (split, record), without those that are asked of several seeds in the same words."""
         files = qa_files(self.data) if (self.data / "qa").is_dir() else {}
         known: dict[str, tuple[str, QAPair]] = {}
+        ambiguous = set()
         for split in sorted(files, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST)):
             for pair in read_qa(files[split]):
-                known.setdefault(pair.question, (split, pair))
-        return known
+                _, first = known.setdefault(pair.question, (split, pair))
+                if first.seed_nodes != pair.seed_nodes:
+                    ambiguous.add(pair.question)
+        return {question: found for question, found in known.items() if question not in ambiguous}
 
     def examples(self, count: int) -> list[str]:
         """So many questions of the data's own, spread over its test split; none where it has none."""

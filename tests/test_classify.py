@@ -122,6 +122,12 @@ def test_questions_that_no_label_answers_are_said_before_the_model_is_asked(worl
         with pytest.raises(SystemExit):
             main([*words, "--device", "cpu", *more])
         assert sentence in capsys.readouterr().err and not (tmp_path / "p.jsonl").exists()
+    answers = {pair.answers[0] for pair in read_qa(data / "qa" / "test.jsonl")}
+    (tmp_path / "labels.txt").write_text("".join(f"{answer}\n" for answer in sorted(answers)))
+    with pytest.raises(SystemExit):
+        main([*words, "--device", "cpu", "--labels", str(tmp_path / "labels.txt")])
+    assert "of question 'train-0' is none of 6 labels" in capsys.readouterr().err
+    assert not (tmp_path / "p.jsonl").exists()
     said = tmp_path / "said.jsonl"
     said.write_text('{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "yes"}]}\n')
     with pytest.raises(SystemExit):

@@ -10,6 +10,7 @@ import finetune
 from data_processor.importers import IMPORTERS
 from data_processor.neighbours import pair_keys
 from data_processor.node_batches import LinkBatches, NodeBatches, Reading, split_links
+from data_processor.schema import read_qa
 from modeling_graphllm import CONVOLUTIONS, READS_EDGES, GraphConfig
 from training.node_model import GraphEncoderForNodes, NodeConfig
 from training.nodes import write_states
@@ -30,6 +31,20 @@ def world(tmp_path_factory):
     report = IMPORTERS["npz"](folder / "g.npz", folder / "data")
     assert report.rows == report.kept == 240
     return folder / "data"
+
+
+def test_npz_of_another_form_is_not_misread(tmp_path):
+    arrays = {"x": np.eye(4), "y": np.array([0, 1, -1, 2]), "train": [0, 1, 2, 3], "class_names": ["cats", "dogs"]}
+    edges = np.array([[0, 1, 2], [1, 2, 3]])
+    np.savez(tmp_path / "g.npz", edges=edges, **arrays)
+    with pytest.raises(ValueError, match=r"edges has shape \(2, 3\), expected \(M, 2\).*transpose"):
+        IMPORTERS["npz"](tmp_path / "g.npz", tmp_path / "data")
+    np.savez(tmp_path / "g.npz", edges=edges.T, **arrays)
+    report = IMPORTERS["npz"](tmp_path / "g.npz", tmp_path / "data")
+    assert report[:3] == (5, 3, 2) and "questions: 2 train" in report.summary
+    assert [pair.answers for pair in read_qa(tmp_path / "data/qa/train.jsonl")] == [("cats",), ("dogs",)]
+    rejected = [json.loads(line)["reason"] for line in (tmp_path / "data/rejected.jsonl").read_text().splitlines()]
+    assert rejected == [f"its class {label} is none of 2, which are counted from 0" for label in (-1, 2)]
 
 
 def reading(graph, steps, most=None, edges=False):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_processor.graph_store import write_graph
+from data_processor.graph_store import KnowledgeGraph, write_graph
 from data_processor.neighbours import edges_at, neighbourhood, pair_keys, within
 from data_processor.node_batches import split_links, unlinked
 from data_processor.node_vectors import embed_with
@@ -66,8 +66,14 @@ def test_vectors_from_elsewhere_are_one_finite_row_a_node(tmp_path):
     np.save(tmp_path / "v.npy", vectors)
     for name in ("v.pt", "v.npy"):
         opened = embed_with(graph.path, tmp_path / name)
-        assert np.array_equal(opened.node_features, vectors) and opened.text_encoder == f"given:{name}"
+        assert np.array_equal(opened.node_features, vectors)
+        assert opened.text_encoder.startswith(f"given:{name}:")
         assert isinstance(opened.node_features, np.memmap) and opened.relation_features.shape == (1, 4)
+    (tmp_path / "again").mkdir()
+    np.save(tmp_path / "again" / "v.npy", vectors + 1)
+    others = embed_with(graph.path, tmp_path / "again" / "v.npy").text_encoder
+    assert others.startswith("given:v.npy:") and others != opened.text_encoder, "other vectors, another name"
+    assert embed_with(graph.path, tmp_path / "v.npy", "float16").text_encoder == opened.text_encoder
     np.save(tmp_path / "few.npy", vectors[:2])
     with pytest.raises(ValueError, match=r"few.npy holds float32 of shape \(2, 4\), and the graph has 3 nodes"):
         embed_with(graph.path, tmp_path / "few.npy")
@@ -75,3 +81,9 @@ def test_vectors_from_elsewhere_are_one_finite_row_a_node(tmp_path):
     np.save(tmp_path / "nan.npy", vectors)
     with pytest.raises(ValueError, match="nan.npy holds nan in row 1, .* or set it to zeros"):
         embed_with(graph.path, tmp_path / "nan.npy")
+    np.save(tmp_path / "large.npy", np.full((3, 4), -7e4))
+    with pytest.raises(ValueError, match=r"large.npy holds -70000.0 in row 0, .* 65504 of float16.*--dtype float32"):
+        embed_with(graph.path, tmp_path / "large.npy", "float16")
+    kept = KnowledgeGraph.open(graph.path)
+    assert np.array_equal(kept.node_features, np.load(tmp_path / "v.npy")), "a bad file takes nothing away"
+    assert embed_with(graph.path, tmp_path / "large.npy").node_features[0, 0] == -7e4

@@ -241,6 +241,20 @@ def test_a_trained_retriever_gives_subgraph_and_documents(tmp_path):
     assert walked.documents[0].text == "text 0", "the document that names Ann"
 
 
+def test_a_question_that_is_asked_of_several_nodes_belongs_to_none_of_them(tmp_path):
+    from data_processor.schema import QAPair, to_json, write_jsonl
+    from serving.evidence import EvidenceFinder
+
+    data = write_dataset(tmp_path / "data")
+    asked = [("0", "Describe this node.", 3), ("1", "Describe this node.", 4), ("2", "And that one?", 5)]
+    asked += [("3", "And that one?", 5), ("4", "Describe this node.", 3)]
+    pairs = [QAPair(name, question, ("a",), seed_nodes=(seed,)) for name, question, seed in asked]
+    write_jsonl(data / "qa" / "test.jsonl", map(to_json, pairs))
+    finder = EvidenceFinder(data, "pagerank")
+    assert not any(node.seed for node in finder.find("Describe this node.").nodes)
+    assert [node.name for node in finder.find("And that one?").nodes if node.seed] == ["thing5"]
+
+
 @pytest.mark.slow
 def test_the_demonstrations_test_questions_get_their_predictions():
     """Needs output/demo, which bash shells/finetune_lora_ds.sh makes."""

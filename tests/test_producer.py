@@ -193,6 +193,7 @@ def test_graphtranslators_csv_is_read_and_written(tmp_path, capsys):
     ]  # fmt: skip
     graph = KnowledgeGraph.open(tmp_path / "data" / "graph")
     assert graph.node_features.dtype == np.float32 and graph.node_features[0].tolist() == [0.5, -1.25, 3.0]
+    assert graph.text_encoder.startswith("graphtranslator:")
     found = read_summaries(tmp_path / "data" / "summaries.jsonl")
     assert [(one.summary, one.neighbours, one.neighbour_nodes) for one in found] == [
         ("it is about x", "others", (1,)), ("about y", "-", (0,)),
@@ -218,6 +219,11 @@ def test_vectors_that_do_not_fit_their_nodes_are_a_sentence(graph):
     again = attach_vectors(graph.path, vectors, "mine")
     assert again.text_encoder == "mine" and np.array_equal(again.node_features, vectors.astype(np.float32))
     assert isinstance(again.node_features, np.memmap)
+    with pytest.raises(ValueError, match="hold NaN or infinity"):
+        attach_vectors(graph.path, broken, "mine")
+    with pytest.raises(ValueError, match="do not fit float32"):
+        attach_vectors(graph.path, vectors * 1e38, "mine")
+    assert np.array_equal(KnowledgeGraph.open(graph.path).node_features, vectors), "bad vectors take nothing away"
 
 
 def test_a_summary_survives_its_line():

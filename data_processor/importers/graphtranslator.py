@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_processor.files import named_by_values
 from data_processor.graph_store import KnowledgeGraph, attach_vectors, write_graph
 from data_processor.importers.rows import ImportReport, RowReader, require
 from data_processor.node_stars import FILE, read_summaries
@@ -21,7 +22,7 @@ from data_processor.schema import NodeSummary, Rejected, atomic_write, to_json, 
 COLUMNS = ["node_id", "embedding", "paper_summary", "citepapers_summary", "title"]
 EDGES = "sample_neighbor_df.csv"
 EDGE_COLUMNS = ["src_node", "dst_node"]
-ENCODER = "graphtranslator"  # what made the vectors, as the manifest names it
+ENCODER = "graphtranslator"  # what made the vectors, as the manifest names it before a digest of them
 
 
 class Row(NamedTuple):
@@ -57,7 +58,8 @@ def import_graphtranslator(source: Path, output: Path) -> ImportReport:
     nodes = ({"name": row.title or row.id, "type": "paper", "attributes": {"node_id": row.id}} for row in rows)
     relations = [{"name": "sampled with"}]
     write_graph(output / "graph", nodes, relations, np.array(edges, dtype=np.int64), may_lack_edges=True)
-    graph = attach_vectors(output / "graph", np.stack([row.vector for row in rows]), ENCODER)
+    vectors = np.stack([row.vector for row in rows])
+    graph = attach_vectors(output / "graph", vectors, named_by_values(ENCODER, vectors))
     splits = Splits(output, Settings())
     pairs = (
         NodeSummary(place, row.summary, row.neighbours or None, split=splits.of(place), neighbour_nodes=tuple(
@@ -113,7 +115,7 @@ def read_edges(path: Path, places: dict[str, int], reader: RowReader) -> list[tu
     for number, fields in reader.fields(path, ",") if path.is_file() else ():
         if fields == EDGE_COLUMNS:
             reader.count -= 1
-        elif len(fields) == 2 and set(fields) <= set(places):
+        elif len(fields) == 2 and fields[0] in places and fields[1] in places:
             edges.append((places[fields[0]], 0, places[fields[1]]))
         else:
             reader.reject(path, number, "not two ids of nodes that have a summary", ",".join(fields))

@@ -20,7 +20,7 @@ QUESTION = "Which class does {} belong to?"
 
 
 def import_npz(source: Path, output: Path) -> ImportReport:
-    """Writes graph/, and a question a labelled node into qa/; a row is an edge.
+    """Writes graph/, and a question a labelled node into qa/; a row is an edge, or a label that names no class.
 
     Arrays: `edges` (M, 2) node ids; `x` (N, F), or in CSR form `x_indptr` (N + 1,), `x_indices` (of ones, or with
     `x_data`) and `num_features`; `y` (N,) class numbers; `train`, `val`, `test` node ids; optionally `class_names`
@@ -36,16 +36,18 @@ def import_npz(source: Path, output: Path) -> ImportReport:
     arrays = load_arrays(source)
     with Rejected(output / "rejected.jsonl") as rejected:
         ends = needed(arrays, "edges", source)
+        if ends.ndim != 2 or ends.shape[1] != 2:
+            raise ValueError(f"{source}: edges has shape {ends.shape}, expected (M, 2), an edge a row; transpose it")
         edges = np.stack([ends[:, 0], np.zeros(len(ends), ends.dtype), ends[:, 1]], axis=1).astype(np.int64)
         vectors = dense(arrays, source)
         kept = usable(edges, len(vectors), 1, source, rejected)
         names = [str(name) for name in arrays.get("node_names", [f"node {i}" for i in range(len(vectors))])]
         graph = write_graph(output / "graph", ({"name": name} for name in names), [{"name": "linked to"}], edges[kept])
         write_vectors(graph.path, vectors, source.name)
-        counts = write_questions(output, graph, arrays, source) if "y" in arrays else {}
+        counts = write_questions(output, graph, arrays, source, rejected) if "y" in arrays else {}
         told = ", ".join(f"{count} {split}" for split, count in counts.items())
         summary = f"{graph.num_nodes} nodes, {graph.num_edges} edges; questions: {told or 'none'}; in {output}"
-        return ImportReport(len(edges), int(kept.sum()), rejected.count, summary)
+        return ImportReport(int(kept.sum()) + rejected.count, int(kept.sum()), rejected.count, summary)
 
 
 def load_arrays(source: Path) -> dict[str, np.ndarray]:
@@ -76,19 +78,24 @@ def dense(arrays: dict[str, np.ndarray], source: Path) -> np.ndarray:
 
 
 def write_questions(
-    output: Path, graph: KnowledgeGraph, arrays: dict[str, np.ndarray], source: Path
+    output: Path, graph: KnowledgeGraph, arrays: dict[str, np.ndarray], source: Path, rejected: Rejected
 ) -> dict[str, int]:
-    """Writes qa/; returns the number of questions by split."""
+    """Writes qa/; returns the number of questions by split. A label outside the classes is rejected."""
     labels, counts = arrays["y"], {}
-    if labels.shape != (graph.num_nodes,):
-        raise ValueError(f"{source}: y has shape {labels.shape}, the graph has {graph.num_nodes} nodes")
+    if labels.shape != (graph.num_nodes,) or labels.dtype.kind not in "iu":
+        found = f"y holds {labels.dtype} of shape {labels.shape}"
+        raise ValueError(f"{source}: {found}; give a whole number for each of the {graph.num_nodes} nodes")
     classes = arrays.get("class_names", [f"class {number}" for number in range(int(labels.max()) + 1)])
     for name, split in SPLITS.items():
         nodes = arrays.get(name, np.zeros(0, dtype=np.int64)).astype(np.int64)
-        pairs = [
-            QAPair(f"{split}-{node}", QUESTION.format(title), (str(classes[labels[node]]),), seed_nodes=(int(node),))
-            for node, title in zip(nodes.tolist(), graph.node_name(nodes), strict=True)
-        ]
+        pairs = []
+        for node, title in zip(nodes.tolist(), graph.node_name(nodes), strict=True):
+            if 0 <= labels[node] < len(classes):
+                answer = str(classes[labels[node]])
+                pairs.append(QAPair(f"{split}-{node}", QUESTION.format(title), (answer,), seed_nodes=(node,)))
+            else:
+                reason = f"its class {labels[node]} is none of {len(classes)}, which are counted from 0"
+                rejected.add(source, node + 1, reason, {"split": split, "node": node})
         if pairs:
             counts[split] = write_jsonl(output / "qa" / f"{split}.jsonl", (to_json(pair) for pair in pairs))
     return counts

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_processor.files import write_manifest, write_npy
+from data_processor.files import named_by_values, write_manifest, write_npy
 from data_processor.graph_store import FEATURE_FILES, KnowledgeGraph, write_graph
 from data_processor.importers.rows import ImportReport, read_text, require
 from data_processor.importers.tensors import load_plain
@@ -30,8 +30,8 @@ def import_pyg(source: Path, output: Path) -> ImportReport:
     beside it, one a line; without them nodes are called "node 0", relations "relation 0".
 
     `x` (N, F) becomes node_features.npy. Relation features are the means of `edge_attr` (E, F) by relation where it
-    has x's width, or else the hashed words of the relations' names. The manifest names FILE as their encoder: nothing
-    else can be embedded like them, so questions need seed nodes. Without `x` run `embed`.
+    has x's width, or else the hashed words of the relations' names. The manifest names FILE and a digest of x as
+    their encoder: nothing else can be embedded like them, so questions need seed nodes. Without `x` run `embed`.
 
     Args:
         source: torch.save of a Data, of a list with one, or of a dict with its keys; or safetensors with its keys.
@@ -147,7 +147,8 @@ def write_features(
     width = vectors.shape[1]
     write_npy(graph.path / "node_features.npy", vectors)
     write_npy(graph.path / "relation_features.npy", relation_vectors(data, edges, relations, width, source))
-    entries = {**graph.manifest, "text_encoder": f"given:{source.name}", "feature_width": width}
+    encoder = named_by_values(f"given:{source.name}", vectors)
+    entries = {**graph.manifest, "text_encoder": encoder, "feature_width": width}
     write_manifest(graph.path, entries, [*graph.manifest["bytes"], *FEATURE_FILES])
     return KnowledgeGraph.open(graph.path)
 
