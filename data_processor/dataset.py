@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from data_processor.graph_store import KnowledgeGraph, SubgraphStore
 from data_processor.schema import QAPair, Subgraph, read_qa
 
 ANSWER_SEPARATOR = " | "
+CENTRED = ("ho", "nd", "qformer")  # read-outs that take the first node for the one that is asked about
 # tokens that are learnt and the same in every prompt: the null vector of a reader that sees no graph
 SOFT_PROMPT = {"node_features": torch.zeros(0, 1), "edge_index": torch.zeros(2, 0, dtype=torch.long)}
 Example = dict[str, Any]
@@ -51,6 +53,7 @@ class PromptWriter:
         max_text_tokens: whole rows of the text, worst score first, are left out until it fits.
         tokenizer: counts those tokens.
         soft_prompt: put learned tokens where a graph would stand.
+        readout: of the model; for one of CENTRED a seed node becomes the first node of the tensors.
 
     Raises:
         ValueError: the graph has no features.
@@ -65,6 +68,7 @@ class PromptWriter:
         max_text_tokens: int | None = None,
         tokenizer: Any = None,
         soft_prompt: bool = False,
+        readout: str = "mean",
     ) -> None:
         if use_graph and graph.node_features is None:
             raise ValueError(
@@ -73,15 +77,22 @@ class PromptWriter:
             )
         self.graph, self.use_graph, self.use_text = graph, use_graph, use_text
         self.text_style, self.max_text_tokens, self.tokenizer = text_style, max_text_tokens, tokenizer
-        self.soft_prompt = soft_prompt
+        self.soft_prompt, self.centred = soft_prompt, use_graph and readout in CENTRED
 
-    def prompt(self, question: str, subgraph: Subgraph, text: bool = True) -> dict[str, Any]:
-        """The user's message: the graph, then the facts as text (not with `text=False`), then the question."""
+    def prompt(
+        self, question: str, subgraph: Subgraph, text: bool = True, seeds: Sequence[int] = ()
+    ) -> dict[str, Any]:
+        """The user's message: the graph, then the facts as text (not with `text=False`), then the question.
+
+        `seeds`: nodes that the question is about.
+        """
         facts = self._facts(subgraph) if self.use_text and text else ""
-        return user_message(question, facts, self.graphs(subgraph))
+        return user_message(question, facts, self.graphs(subgraph, seeds))
 
-    def graphs(self, subgraph: Subgraph | None) -> list[dict[str, torch.Tensor]]:
+    def graphs(self, subgraph: Subgraph | None, seeds: Sequence[int] = ()) -> list[dict[str, torch.Tensor]]:
         """What stands in front of the text: the graph, or the learned tokens, or nothing."""
+        if self.centred:
+            subgraph = seed_first(subgraph, seeds)
         return [self.tensors(subgraph)] if self.use_graph else [SOFT_PROMPT] if self.soft_prompt else []
 
     def _facts(self, subgraph: Subgraph) -> str:
@@ -95,6 +106,15 @@ class PromptWriter:
             "edge_index": torch.from_numpy(edge_index),
             "edge_features": torch.from_numpy(self.graph.relation_features[relations].astype(np.float32)),
         }
+
+
+def seed_first(subgraph: Subgraph, seeds: Sequence[int]) -> Subgraph:
+    """The subgraph with the first seed among its nodes in front of them, as it is where there is none."""
+    places = np.flatnonzero(np.isin(subgraph.nodes, seeds))
+    if not len(places) or places[0] == 0:
+        return subgraph
+    order = np.r_[places[0], np.delete(np.arange(len(subgraph.nodes)), places[0])]
+    return replace(subgraph, nodes=subgraph.nodes[order], node_scores=subgraph.node_scores[order])
 
 
 def read_split(folder: Path, split: str) -> tuple[Path, list[QAPair]]:
@@ -122,7 +142,7 @@ class GraphQADataset(Dataset):
     Args:
         data_path: a folder with graph/, qa/{split}.jsonl and subgraphs/{split}/.
         split: train, validation or test.
-        use_graph, use_text, text_style, max_text_tokens, tokenizer, soft_prompt: see `PromptWriter`.
+        use_graph, use_text, text_style, max_text_tokens, tokenizer, soft_prompt, readout: see `PromptWriter`.
 
     Raises:
         ValueError: a part of the folder is missing, or the graph has no features.
@@ -138,12 +158,13 @@ class GraphQADataset(Dataset):
         max_text_tokens: int | None = None,
         tokenizer: Any = None,
         soft_prompt: bool = False,
+        readout: str = "mean",
     ) -> None:
         folder = Path(data_path)
         self.path, self.pairs = read_split(folder, split)
         self.graph = KnowledgeGraph.open(folder / "graph")
         self.subgraphs = SubgraphStore.open(folder / "subgraphs" / split)
-        shown = (use_graph, use_text, text_style, max_text_tokens, tokenizer, soft_prompt)
+        shown = (use_graph, use_text, text_style, max_text_tokens, tokenizer, soft_prompt, readout)
         self.writer = PromptWriter(self.graph, *shown)
 
     @property
@@ -184,17 +205,26 @@ class GraphQADataset(Dataset):
         return subgraph
 
     def _messages(self, pair: QAPair, subgraph: Subgraph) -> list[dict[str, Any]]:
-        return [self.writer.prompt(pair.question, subgraph, pair.text), assistant_message(pair.answers)]
+        asked = self.writer.prompt(pair.question, subgraph, pair.text, pair.seed_nodes)
+        return [asked, assistant_message(pair.answers)]
 
     def graphs(self, index: int) -> list[dict[str, torch.Tensor]]:
         """The graphs of item `index` in the order of its messages."""
-        return self.writer.graphs(self.subgraph(self.pairs[index]) if self.writer.use_graph else None)
+        pair = self.pairs[index]
+        return self.writer.graphs(self.subgraph(pair) if self.writer.use_graph else None, pair.seed_nodes)
+
+    def without_centre(self) -> int:
+        """How many questions have no seed node in their subgraph, for a read-out that is centred on one; else 0."""
+        if not self.writer.centred:
+            return 0
+        return sum(not np.isin(self.subgraphs.get(pair.id).nodes, pair.seed_nodes).any() for pair in self.pairs)
 
     @property
     def fingerprint(self) -> str:
         """A digest of everything that an item depends on."""
         writer = self.writer
         settings = [writer.use_graph, writer.use_text, writer.text_style, writer.max_text_tokens, writer.soft_prompt]
+        settings += ["centred"] if writer.centred else []
         return digest(self.path.read_bytes(), self.graph.manifest, self.subgraphs.manifest, settings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +12,13 @@ import numpy as np
 
 from data_processor.graph_store import KnowledgeGraph
 from data_processor.neighbours import neighbourhood, pair_keys, within
-from data_processor.schema import read_qa
+from data_processor.schema import QAPair, read_qa
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 HELD_OUT = {"validation": 0.05, "test": 0.10}  # of a graph's links, as Kipf and Welling (arXiv 1611.07308, section 4)
+OTHER_TYPES = ("describe", "link")  # of questions: their answers, from `describe` and `ask_links`, are no classes
 Batch = dict[str, "Tensor"]
 
 
@@ -89,9 +91,11 @@ class NodeBatches:
         import torch
 
         chosen = self.order[number * self.size : (number + 1) * self.size]
-        batch = self.reading.batch(self.nodes[chosen], self.epoch * len(self) + number)
-        labels = torch.from_numpy(self.labels[chosen])[None]
-        return {**batch, "targets": torch.arange(len(chosen))[None], "labels": labels}
+        nodes = self.nodes[chosen].tolist()
+        places = {node: place for place, node in enumerate(dict.fromkeys(nodes))}  # two questions may be about one
+        batch = self.reading.batch(np.array(list(places), dtype=np.int64), self.epoch * len(self) + number)
+        targets = torch.tensor([places[node] for node in nodes])[None]
+        return {**batch, "targets": targets, "labels": torch.from_numpy(self.labels[chosen])[None]}
 
     @property
     def fingerprint(self) -> str:
@@ -190,42 +194,58 @@ def unlinked(linked: np.ndarray, num_nodes: int, count: int, rng: np.random.Gene
 
 
 def labelled(folder: Path, split: str, classes: list[str]) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]:
-    """The nodes of a split's questions and the numbers of their answers.
-
-    Args:
-        folder: with qa/{split}.jsonl, whose questions name one seed node each. classes: the possible answers.
+    """The nodes of a split's questions and the numbers of their answers; see `class_questions`.
 
     Returns:
         nodes (k,), labels (k,), and (id, why) of each question that cannot be used.
     """
     number = {name: place for place, name in enumerate(classes)}
-    nodes, labels, unusable = [], [], []
-    for pair in read_qa(folder / "qa" / f"{split}.jsonl"):
-        seeds = pair.seed_nodes or ()
-        if len(seeds) != 1:
-            unusable.append((pair.id, f"it has {len(seeds)} seed nodes; a node's class is asked of one"))
-        elif pair.answers[0] not in number:
-            unusable.append((pair.id, f"its class {pair.answers[0]!r} is not among those of the training questions"))
-        else:
-            nodes.append(seeds[0])
-            labels.append(number[pair.answers[0]])
+    pairs, unusable = class_questions(folder, split, classes)
+    nodes = [pair.seed_nodes[0] for pair in pairs]
+    labels = [number[pair.answers[0]] for pair in pairs]
     return np.array(nodes, dtype=np.int64), np.array(labels, dtype=np.int64), unusable
 
 
+def class_questions(
+    folder: Path, split: str, classes: Sequence[str] | None = None
+) -> tuple[list[QAPair], list[tuple[str, str]]]:
+    """A split's questions for the class of one node, and (id, why) of each that is another or cannot be used.
+
+    Args:
+        folder: with qa/{split}.jsonl. classes: the possible answers; None: any.
+    """
+    pairs, unusable = [], []
+    for pair in read_qa(folder / "qa" / f"{split}.jsonl"):
+        if len(pair.seed_nodes) != 1:
+            unusable.append((pair.id, f"it has {len(pair.seed_nodes)} seed nodes; a node's class is asked of one"))
+        elif pair.type in OTHER_TYPES:
+            unusable.append((pair.id, f"it is of type {pair.type}, whose answers are no classes"))
+        elif classes is not None and pair.answers[0] not in classes:
+            unusable.append((pair.id, f"its class {pair.answers[0]!r} is not among those of the training questions"))
+        else:
+            pairs.append(pair)
+    return pairs, unusable
+
+
 def classes_of(folder: Path) -> list[str]:
-    """The distinct first answers of the training questions, sorted.
+    """The distinct first answers of the training questions for a node's class, sorted.
 
     Raises:
         ValueError: no training questions, or none of two classes.
     """
     path = folder / "qa" / "train.jsonl"
-    found = sorted({pair.answers[0] for pair in read_qa(path)}) if path.is_file() else []
+    found = class_names(folder, "train") if path.is_file() else []
     if len(found) < 2:
         raise ValueError(
             f"{path} names {len(found)} classes. --graph_objective label needs questions about nodes with two "
             "classes or more as answers; without them use --graph_objective link."
         )
     return found
+
+
+def class_names(folder: Path, split: str) -> list[str]:
+    """The distinct first answers of a split's questions for a node's class, sorted."""
+    return sorted({pair.answers[0] for pair in class_questions(folder, split)[0]})
 
 
 def describe(batches: NodeBatches | LinkBatches) -> dict[str, Any]:

@@ -36,7 +36,8 @@ def open_dataset(
         if arguments.data.is_file():
             return _conversations(arguments)
         shown = shown_in_training(flags, arguments.text_style, arguments.max_text_tokens)
-        return GraphQADataset(arguments.data, arguments.split, tokenizer=processor.tokenizer, **shown)
+        read = {"tokenizer": processor.tokenizer, "readout": processor.graph_readout}
+        return GraphQADataset(arguments.data, arguments.split, **read, **shown)
     key = arguments.split if arguments.split in ("train", "validation") else "test"
     wanted = {key: arguments.split}
     if arguments.data.is_file() and not same_place(arguments.data, trained.get("data_path")):

@@ -98,7 +98,8 @@ class GraphQAPipeline:
             check_features(name, loaded.config.feature_encoder, finder.graph)
         if "device_map" not in model_kwargs:
             loaded = loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        writer = PromptWriter(finder.graph, tokenizer=processor.tokenizer, **shown)
+        read = {"tokenizer": processor.tokenizer, "readout": processor.graph_readout}
+        writer = PromptWriter(finder.graph, **read, **shown)
         longest = longest_prompt(loaded, trained, max_new_tokens)
         return cls(loaded, processor, finder, writer, max_new_tokens, longest)
 
@@ -150,7 +151,8 @@ class GraphQAPipeline:
     def _prompt(self, question: str, evidence: Evidence | None) -> list[Message]:
         if evidence is None:
             return [{"role": "user", "content": [{"type": "text", "text": question}]}]
-        return [self.writer.prompt(question, evidence.subgraph, evidence.text)]
+        seeds = [node.id for node in evidence.nodes if node.seed]
+        return [self.writer.prompt(question, evidence.subgraph, evidence.text, seeds)]
 
 
 def check_features(model: str, wanted: str | None, graph: KnowledgeGraph) -> None:

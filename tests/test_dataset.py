@@ -212,6 +212,24 @@ def test_a_graph_without_features_is_refused_with_the_command_to_run(tmp_path):
     assert len(GraphQADataset(**graph_dataset, use_graph=False)) == 1
 
 
+def test_a_readout_around_a_node_gets_a_seed_first(folder):
+    rows = [{**QUESTIONS[0], "seed_nodes": [1]}, {**QUESTIONS[1], "seed_nodes": [2]}, QUESTIONS[2]]
+    write_jsonl(folder / "qa" / "train.jsonl", rows)
+    plain = GraphQADataset(folder, "train")
+    (before,), text = plain.graphs(0), text_of(plain[0])
+    for readout in ("mean", "nodes"):
+        dataset = GraphQADataset(folder, "train", readout=readout)
+        assert all(torch.equal(dataset.graphs(0)[0][name], before[name]) for name in before)
+        assert dataset.without_centre() == 0 and dataset.fingerprint == plain.fingerprint
+    for readout in ("ho", "nd", "qformer"):
+        dataset = GraphQADataset(folder, "train", readout=readout)
+        (graph,) = dataset.graphs(0)
+        assert torch.equal(graph["node_features"], before["node_features"][[1, 0, 2]])
+        assert graph["edge_index"].tolist() == [[0, 1], [2, 0]] and text_of(dataset[0]) == text
+        assert torch.equal(dataset[0]["messages"][0]["content"][0]["graph"]["node_features"], graph["node_features"])
+        assert dataset.without_centre() == 2 and dataset.fingerprint != plain.fingerprint
+
+
 def test_a_subgraph_of_another_graph_is_refused(folder):
     write_graph(folder / "graph2", [{"name": "a"}], [{"name": "r"}], np.array([[0, 0, 0]]))
     embed_graph(folder / "graph2", load_encoder("hashing:16"))

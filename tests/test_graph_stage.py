@@ -1,16 +1,19 @@
 """The stage `graph`: states of blocks equal those of the whole graph, links stay hidden, and a run from end to end."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 import finetune
+from data_processor.describe import QUESTION, described
 from data_processor.importers import IMPORTERS
+from data_processor.link_questions import question
 from data_processor.neighbours import pair_keys
-from data_processor.node_batches import LinkBatches, NodeBatches, Reading, split_links
-from data_processor.schema import read_qa
+from data_processor.node_batches import LinkBatches, NodeBatches, Reading, classes_of, split_links
+from data_processor.schema import NodeSummary, read_qa, to_json, write_jsonl
 from modeling_graphllm import CONVOLUTIONS, READS_EDGES, GraphConfig
 from training.node_model import GraphEncoderForNodes, NodeConfig
 from training.nodes import write_states
@@ -135,3 +138,31 @@ def test_node_batches_cover_every_node_once_an_epoch(world):
     batches = NodeBatches(reading(KnowledgeGraph.open(world / "graph"), 1), nodes, nodes % 2, 4, shuffle=True)
     seen = torch.cat([batches[i]["labels"][0] for i in range(len(batches))])
     assert len(batches) == 6 and len(seen) == 21 and int(seen.sum()) == int((nodes % 2).sum())
+
+
+def test_a_node_that_is_asked_for_twice_has_the_same_state_twice(world):
+    from data_processor.graph_store import KnowledgeGraph
+
+    graph, nodes = KnowledgeGraph.open(world / "graph"), np.array([8, 3, 8])
+    batch = NodeBatches(reading(graph, 1), nodes, nodes % 2, 3)[0]
+    assert torch.equal(batch["node_features"][batch["targets"][0]], torch.tensor(graph.node_features[nodes]))
+    into = (batch["edge_index"][1] == batch["targets"][0, :, None]).sum(dim=-1).tolist()
+    assert into[0] == into[2] > 0
+
+
+def test_questions_for_something_else_are_no_classes(world, tmp_path):
+    from data_processor.graph_store import KnowledgeGraph
+
+    shutil.copytree(world, tmp_path / "data")
+    graph = KnowledgeGraph.open(world / "graph")
+    for split in ("train", "validation", "test"):
+        path = tmp_path / "data" / "qa" / f"{split}.jsonl"
+        pairs = read_qa(path)
+        pairs += [described(NodeSummary(one.seed_nodes[0], "a text"), split, QUESTION) for one in pairs[:3]]
+        write_jsonl(path, map(to_json, [*pairs, question(graph, split, 0, [0, 2], "yes")]))
+    assert classes_of(tmp_path / "data") == ["cats", "dogs"]
+    metrics = finetune.main(flags(tmp_path / "data", tmp_path / "out", "--graph_objective", "label"))
+    assert metrics["probe_accuracy"] > 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 31 and {row["answers"][0] for row in rows} == {"cats", "dogs"}
+    assert len((tmp_path / "out" / "rejected_test.jsonl").read_text().splitlines()) == 4

@@ -4,15 +4,18 @@ import functools
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from data_processor.retrieval.folder import link_folder, retrieve_folder
 from data_processor.schema import read_jsonl, read_qa
-from tests.tiny_world import write_dataset, write_model
+from tests.tiny_world import flags, write_dataset, write_model
 
 ROOT = Path(__file__).resolve().parent.parent
 EMMA = "what is far from thing4?"  # stands in no split
@@ -180,6 +183,43 @@ def test_subgraphs_that_came_with_the_data_are_read_for_its_own_questions(model,
     assert {question: pipeline.ask(question).answer for question in expected} == expected
     assert pipeline.find(next(iter(expected))).method == "subgraphs/test"
     assert pipeline.find(EMMA).method == "pagerank"
+
+
+def test_training_evaluation_and_serving_centre_on_the_same_node(model, tmp_path, caplog):
+    from data_processor.dataset import GraphQADataset
+    from data_processor.graph_store import SubgraphStore, write_subgraphs
+    from evaluation.opening import OVERRIDES, open_dataset
+    from evaluation.trained import trained_with
+    from serving.pipeline import GraphQAPipeline
+    from training.arguments import parse
+    from training.data import open_splits, tell_of_centres
+
+    world, served = write_dataset(tmp_path / "world"), shutil.copytree(model, tmp_path / "model")
+    link_folder(world, overwrite=False, encoder=None, similar=0)
+    pairs, store = read_qa(world / "qa" / "test.jsonl"), SubgraphStore.open(world / "subgraphs" / "test")
+    found = [replace(one, nodes=one.nodes[::-1]) for one in (store.get(pair.id) for pair in pairs)]
+    assert not any(one.nodes[0] in pair.seed_nodes for one, pair in zip(found, pairs, strict=True))
+    manifest = {"graph": "graph", "method": "test", "parameters": {}}
+    write_subgraphs(store.path, [pair.id for pair in pairs], found, {}, manifest)
+    file = served / "processor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"graph_readout": "ho"}))
+
+    pipeline = GraphQAPipeline.from_pretrained(served, world)
+    asked = Namespace(data=world, split="test", text_style=None, **dict.fromkeys(OVERRIDES))
+    evaluated = open_dataset(asked, pipeline.processor, trained_with(str(served)))
+    more = ("--graph_readout", "ho", "--do_predict", "True")
+    argv = flags(model.parent / "language_model", world, tmp_path / "o", *more)
+    trained = open_splits(parse(argv), pipeline.processor.tokenizer)["test"]
+    for i, pair in enumerate(pairs):
+        prompt = pipeline._prompt(pair.question, pipeline.find(pair.question))
+        live = [one["graph"] for one in prompt[0]["content"] if one["type"] == "graph"]
+        for (graph,) in (live, evaluated.graphs(i), trained.graphs(i)):
+            expected = pipeline.finder.graph.node_features[pair.seed_nodes[0]]
+            assert graph["node_features"][0].tolist() == expected.astype("float32").tolist()
+    tell_of_centres(trained)
+    assert "seed node" not in caplog.text
+    tell_of_centres(GraphQADataset(write_dataset(tmp_path / "unlinked"), "test", readout="ho"))
+    assert "6 of 6 questions" in caplog.text and "retrieve --method pagerank" in caplog.text
 
 
 def test_another_method_and_its_parameters_can_be_asked_for(model, data):

@@ -117,7 +117,8 @@ def open_splits(arguments: Arguments, tokenizer: PreTrainedTokenizerBase) -> dic
         return _questions(arguments, wanted, tokenizer)
     if Path(data.path).is_dir():
         soft = arguments.model.prompt_tuning > 0
-        settings = (data.use_graph, data.use_text, data.text_style, data.max_text_tokens, tokenizer, soft)
+        shown = (data.use_graph, data.use_text, data.text_style, data.max_text_tokens)
+        settings = (*shown, tokenizer, soft, readout_of(arguments))
         return {key: GraphQADataset(data.path, split, *settings) for key, split in wanted.items() if split}
     if training.do_predict:
         raise ValueError(
@@ -130,6 +131,23 @@ def open_splits(arguments: Arguments, tokenizer: PreTrainedTokenizerBase) -> dic
             "no graph. Leave them out."
         )
     return _conversations(arguments)
+
+
+def readout_of(arguments: Arguments) -> str:
+    """The read-out of the model to be: that of --init_from, of an alignment, or of the flags."""
+    if arguments.earlier:
+        return GraphLLMConfig.from_pretrained(arguments.earlier).graph_config.readout
+    return "qformer" if arguments.alignment else arguments.graph.graph_readout or GraphConfig.readout
+
+
+def tell_of_centres(dataset: GraphQADataset) -> None:
+    """Warns of questions without a node to centre the read-out on."""
+    if count := dataset.without_centre():
+        logger.warning(
+            "%d of %d questions of %s have no seed node in their subgraph, and the read-out is centred on its first "
+            "node instead. Run `python -m data_processor link`, and `retrieve --method pagerank`, which keeps seeds.",
+            count, len(dataset), dataset.path,
+        )  # fmt: skip
 
 
 def _questions(

@@ -14,8 +14,18 @@ from tqdm.auto import tqdm
 from transformers import EvalPrediction, Trainer
 
 from data_processor.graph_store import KnowledgeGraph
-from data_processor.node_batches import LinkBatches, NodeBatches, Reading, classes_of, describe, labelled, split_links
-from data_processor.schema import QAPair, Rejected, atomic_write, read_qa, write_jsonl
+from data_processor.node_batches import (
+    LinkBatches,
+    NodeBatches,
+    Reading,
+    class_names,
+    class_questions,
+    classes_of,
+    describe,
+    labelled,
+    split_links,
+)
+from data_processor.schema import QAPair, Rejected, atomic_write, write_jsonl
 from evaluation.classification import link_metrics, majority_metrics, number_metrics, ranking_metrics
 from evaluation.probe import linear_probe
 from modeling_graphllm import READS_EDGES, GraphConfig
@@ -254,8 +264,7 @@ def head_signal(arguments: Arguments, parts: Parts, states: np.ndarray) -> dict[
     rows = torch.from_numpy(states[parts.test.nodes]).to(model.device)
     order = model.head(rows).argsort(dim=-1, descending=True).cpu().tolist()
     ranked = [[classes[place] for place in row] for row in order]
-    pairs = {pair.seed_nodes: pair for pair in read_qa(folder / "qa" / f"{arguments.data.test_split}.jsonl")}
-    asked = [pairs[(int(node),)] for node in parts.test.nodes]
+    asked, _ = class_questions(folder, arguments.data.test_split, classes)
     write_jsonl(Path(arguments.training.output_dir) / "predictions.jsonl", map(answered, asked, ranked))
     gold = [classes[label] for label in parts.test.labels]
     train = [classes[label] for label in parts.splits["train"].labels]
@@ -274,7 +283,7 @@ def probe_signal(arguments: Arguments, states: np.ndarray, features: np.ndarray)
     splits = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
     if not all((folder / "qa" / f"{split}.jsonl").is_file() for split in splits.values()):
         return {}
-    classes = sorted({pair.answers[0] for pair in read_qa(folder / "qa" / f"{data.train_split}.jsonl")})
+    classes = class_names(folder, data.train_split)
     rows = {name: labelled(folder, split, classes)[:2] for name, split in splits.items()}
     if len(classes) < 2 or not all(len(nodes) for nodes, _ in rows.values()):
         return {}

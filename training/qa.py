@@ -36,6 +36,8 @@ def open_splits(arguments: Arguments) -> Opened:
 def build(arguments: Arguments, opened: Opened) -> Parts:
     """Processor, tokenised splits and the model."""
     first = next(iter(opened.splits.values()))
+    if isinstance(first, GraphQADataset):
+        data.tell_of_centres(first)
     processor, graph = readers(arguments, opened, first)
     splits = data.encode(arguments, opened.splits, processor, opened.text_config)
     encoder = first.graph.text_encoder if isinstance(first, GraphQADataset) else None

@@ -67,7 +67,7 @@ class GraphArguments:
     graph_bidirectional: bool | None = HfArg(default=None, help="True or False: messages also against the edges.")
     graph_readout: str | None = HfArg(
         default=None, help="mean (a fixed number of tokens), nodes (one per node), qformer (learned queries), ho or "
-        "nd (the neighbourhood of the first node, hop by hop or as a tree, without parameters)."
+        "nd (the neighbourhood of the asked node, hop by hop or as a tree, without parameters)."
     )  # fmt: skip
     num_graph_tokens: int | None = HfArg(default=None, help="Of one graph: readout mean 8, qformer 32, ho 5, nd 111.")
     max_graph_nodes: int | None = HfArg(default=None, help="Most nodes that readout nodes and qformer look at.")
