@@ -14,7 +14,7 @@ import numpy as np
 
 from data_processor.schema import read_jsonl
 from evaluation.metrics import per_question
-from evaluation.significance import paired_tests
+from evaluation.significance import LEVEL, judged, paired_tests
 from evaluation.training_log import Training, read_json, read_training
 
 logger = logging.getLogger(__name__)
@@ -159,13 +159,22 @@ def compare(first: list[Row], second: list[Row], more: Columns | None = None) ->
     return gains
 
 
-def verdict(whole: list[Row], ablated: list[Row], ablate: str) -> str:
-    """One sentence: how far exact match falls under an ablation of the same questions, or that it does not move."""
+def verdict(
+    whole: list[Row], ablated: list[Row], ablate: str, metric: str = "exact_match", more: Columns | None = None
+) -> str:
+    """One sentence: how far a metric falls under an ablation of the same questions, or that it moves no more than
+    chance would have it.
+
+    Args:
+        whole, ablated: predictions with and without what was taken away. ablate: a key of LOST.
+        metric: one of those of `compare`. more: see there.
+    """
     wanted = {row["id"] for row in ablated}
-    gains = compare([row for row in whole if row["id"] in wanted], ablated)
-    before, after = gains["exact_match_first"], gains["exact_match_second"]
-    figures = f"{before:.3f} -> {after:.3f}, 95 % interval of the change {gains['exact_match_low']:+.3f} to "
-    figures += f"{gains['exact_match_high']:+.3f}, {len(ablated)} questions"
-    if gains["exact_match_low"] <= 0 <= gains["exact_match_high"]:
-        return f"The score does not move when {LOST[ablate]} ({figures})."
-    return f"Exact match {'falls' if after < before else 'RISES'} when {LOST[ablate]} ({figures})."
+    gains = compare([row for row in whole if row["id"] in wanted], ablated, more)
+    before, after, low, high = (gains[f"{metric}_{key}"] for key in ("first", "second", "low", "high"))
+    figures = f"{before:.3f} -> {after:.3f}, 95 % interval of the change {low:+.3f} to {high:+.3f}, "
+    figures += f"{len(ablated)} questions"
+    named = "Exact match" if metric == "exact_match" else metric
+    if judged(gains, metric)[1] >= LEVEL:
+        return f"{named} does not move when {LOST[ablate]} ({figures})."
+    return f"{named} {'falls' if after < before else 'RISES'} when {LOST[ablate]} ({figures})."

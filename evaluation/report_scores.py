@@ -49,7 +49,7 @@ def score_sections(runs: list[Run], more: Columns) -> list[Section]:
     names = shown_metrics(runs, asked)
     told, gains = headline(runs, names), [gains_of(runs[0], other, asked) for other in runs[1:]]
     return [
-        Section("What the runs say", verdicts(runs, told, gains)),
+        Section("What the runs say", verdicts(runs, told, gains, asked)),
         scores(runs, names, asked),
         differences(runs, names if len(runs) == 2 else [told], gains),
         by_type(runs, told, asked),
@@ -72,12 +72,12 @@ def headline(runs: list[Run], names: list[str]) -> str:
     return "rougeL" if "rougeL" in further else next(iter(further), "token_f1")
 
 
-def verdicts(runs: list[Run], metric: str, gains: list[Gains]) -> list[Block]:
+def verdicts(runs: list[Run], metric: str, gains: list[Gains], asked: Columns) -> list[Block]:
     """Sentences: whether runs differ beyond chance, and what each owes to its graph."""
     sentences = difference_sentences(runs, metric, gains)
     for run in runs:
-        ablated = {name: rows for name, rows in run.predictions.items() if name in LOST}
-        sentences += [f"{run.name}: {verdict(run.predictions['none'], rows, name)}" for name, rows in ablated.items()]
+        whole, ablated = run.predictions["none"], [one for one in run.predictions.items() if one[0] in LOST]
+        sentences += [f"{run.name}: {verdict(whole, rows, name, metric, asked)}" for name, rows in ablated]
     alone = [run.name for run in runs if not LOST.keys() & run.predictions]
     if alone:
         who = "No run" if len(alone) == len(runs) else f"None of {', '.join(alone)}"

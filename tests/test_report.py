@@ -39,11 +39,14 @@ def test_verdict_tells_a_graph_that_is_used_from_one_that_is_not(runs):
     assert verdict(used.predictions["none"], used.predictions["zero"], "zero").startswith(
         "Exact match falls when the graph tokens are zeroed (0.900 -> 0.500")
     assert verdict(unused.predictions["none"], unused.predictions["zero"], "zero").startswith(
-        "The score does not move when the graph tokens are zeroed (0.500 -> 0.500")
+        "Exact match does not move when the graph tokens are zeroed (0.500 -> 0.500")
 
 
 def test_ablation_of_a_family_is_compared_on_its_own_questions(runs):
     whole = runs[0].predictions["none"]
+    long = [{**row, "prediction": "a long answer", "answers": ["a long and true answer"]} for row in whole]
+    lost = [{**row, "prediction": "nothing"} for row in long]
+    assert verdict(long, lost, "zero", "token_f1").startswith("token_f1 falls when")  # exact match is 0 of both
     assert "20 questions" in verdict(whole, whole, "shuffle")
     assert "1.000 -> 1.000" in verdict(whole, whole[:5], "shuffle")
 
@@ -171,7 +174,7 @@ def test_demo_command_reloads_asks_and_writes_the_table(world, capsys):
     assert names <= set(metrics) and 0 < metrics["minutes"] < 5
     assert metrics["graph_only_chance"] == pytest.approx(2 / 3)
     printed = capsys.readouterr().out
-    assert printed.count("gold:") == 3 and "The score does not move when the graph tokens are zeroed" in printed
+    assert printed.count("gold:") == 3 and "Exact match does not move when the graph tokens are zeroed" in printed
 
 
 def test_generate_command_ranks_the_retrieved_nodes_after_its_own_answer(world, tmp_path):
