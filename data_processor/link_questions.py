@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from data_processor.graph_store import KnowledgeGraph, SubgraphStore, write_subg
 from data_processor.neighbours import neighbourhood, pair_keys
 from data_processor.node_batches import linked_keys, split_links, unlinked
 from data_processor.schema import QAPair, Subgraph, read_qa, to_json, write_jsonl
+
+logger = logging.getLogger(__name__)
 
 TYPE = "link"
 QUESTION = "Are {} and {} linked?"
@@ -30,7 +33,8 @@ def add_ask_links(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--count", type=int, default=COUNT, help="of training; a fifth for the others "
                          "(default: %(default)s)")  # fmt: skip
     command.add_argument("--neighbours", type=int, default=10, help="of each node (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=int, default=0, help="the --data_seed of --stage graph; its states hide "
+                         "held-out links only by --graph_objective link (default: %(default)s)")  # fmt: skip
     command.set_defaults(run=run_ask_links)
 
 
@@ -44,14 +48,21 @@ def run_ask_links(arguments: argparse.Namespace) -> str:
 def ask_links(data: Path, count: int = COUNT, most: int = 10, seed: int = 0) -> dict[str, int]:
     """Adds questions of the type `link` to each split, those of an earlier call replaced; returns how many.
 
-    Validation and test links are held out as in `--stage graph` with the same --data_seed. No subgraph shows a link
-    that is held out, nor the one that is asked for.
+    Validation and test links are held out as in `--stage graph --graph_objective link` with the same --data_seed; the
+    states of `--graph_objective label` have seen them. No subgraph shows a link that is held out, nor the one that is
+    asked for.
 
     Args:
         data: a dataset folder. count: of training, half of them links; a fifth of it in the other splits.
         most: neighbours of both nodes in their subgraph, which begins with the two. seed: of what is drawn.
     """
     graph, rng = KnowledgeGraph.open(data / "graph"), np.random.default_rng(seed)
+    if (graph.text_encoder or "").startswith("given:"):
+        logger.warning(
+            "%s has the vectors %s. Where they were made from its links, only --stage graph --graph_objective link "
+            "with --data_seed %d hides those of validation and test; any others know the answers.",
+            graph.path, graph.text_encoder, seed,
+        )  # fmt: skip
     links, linked = split_links(graph, seed), linked_keys(graph)
     held_out = pair_keys(*np.concatenate([links["validation"], links["test"]]).T, graph.num_nodes)
     counts = {}
@@ -88,13 +99,15 @@ def add_questions(data: Path, split: str, added: list[QAPair], shown: list[Subgr
     path, folder = data / "qa" / f"{split}.jsonl", data / "subgraphs" / split
     kept = [pair for pair in read_qa(path) if pair.type != TYPE] if path.is_file() else []
     subgraphs: list[Subgraph] = []
+    manifest = METHOD
     if kept and not (folder / MANIFEST).is_file():
         raise ValueError(f"the {len(kept)} questions of {path} have no subgraphs yet; run retrieve for them first")
     if kept:
         store = SubgraphStore.open(folder)
         subgraphs = [store.get(pair.id) for pair in kept]
+        manifest = {name: store.manifest[name] for name in METHOD}
     pairs, subgraphs = [*kept, *added], [*subgraphs, *shown]
     report = {"mean_nodes": float(np.mean([len(one.nodes) for one in subgraphs]))}
     report["mean_edges"] = float(np.mean([len(one.edges) for one in subgraphs]))
-    write_subgraphs(folder, [pair.id for pair in pairs], subgraphs, report, METHOD)
+    write_subgraphs(folder, [pair.id for pair in pairs], subgraphs, report, manifest)
     write_jsonl(path, map(to_json, pairs))

@@ -83,6 +83,8 @@ def test_a_link_is_not_among_the_messages_where_it_is_asked_for(world):
     messages = set(pair_keys(*batch["edge_index"].numpy(), 61).tolist())
     asked = pair_keys(*targets[:, labels].numpy(), 61)
     assert messages and messages.isdisjoint(asked.tolist())
+    held = [LinkBatches(Reading(graph, 2, None, False, hidden), links[name], 16) for name in ("validation", "test")]
+    assert not np.array_equal(held[0].negatives, held[1].negatives[: len(held[0].negatives)]), "each draws its own"
     first = batch["node_features"][targets]
     batches.set_epoch(1)
     assert not torch.equal(first, batches[0]["node_features"][batches[0]["targets"]])

@@ -1,9 +1,13 @@
 """Questions about links: half are true, and no subgraph shows a link that is asked for or held out."""
 
+import numpy as np
+
 from data_processor.__main__ import main
 from data_processor.graph_store import KnowledgeGraph, SubgraphStore
+from data_processor.link_questions import ask_links
 from data_processor.neighbours import pair_keys
 from data_processor.node_batches import linked_keys, split_links
+from data_processor.node_vectors import write_vectors
 from data_processor.schema import read_qa
 from tests.tiny_world import write_dataset
 
@@ -19,6 +23,7 @@ def test_links_are_asked_beside_other_questions_and_hidden_from_every_subgraph(t
     for split, others in (("train", 24), ("validation", 6), ("test", 6)):
         pairs, store = read_qa(data / "qa" / f"{split}.jsonl"), SubgraphStore.open(data / "subgraphs" / split)
         asked = [pair for pair in pairs if pair.type == "link"]
+        assert store.manifest["method"] == "test", "how the other questions' subgraphs were made is kept"
         assert len(pairs) - len(asked) == others and len(store.get(pairs[0].id).nodes)
         for pair in asked:
             (key,) = pair_keys([pair.seed_nodes[0]], [pair.seed_nodes[1]], 20).tolist()
@@ -29,6 +34,16 @@ def test_links_are_asked_beside_other_questions_and_hidden_from_every_subgraph(t
             ends = graph.edges[subgraph.edges]
             assert ({key} | hidden).isdisjoint(pair_keys(ends[:, 0], ends[:, 2], 20).tolist())
         assert 2 * sum(pair.answers == ("yes",) for pair in asked) == len(asked)
+
+
+def test_vectors_that_may_have_seen_the_links_are_warned_of(tmp_path, caplog):
+    data = write_dataset(tmp_path / "data")
+    ask_links(data, 4)
+    assert not caplog.records
+    write_vectors(data / "graph", np.ones((20, 4), np.float32), "node_states.npy")
+    ask_links(data, 4, seed=3)
+    (record,) = caplog.records
+    assert "given:node_states.npy" in record.getMessage() and "--data_seed 3" in record.getMessage()
 
 
 def test_questions_without_subgraphs_are_retrieved_first(tmp_path, capsys):
