@@ -14,7 +14,7 @@ from transformers import Trainer
 
 from serving.card import write_card
 from training.arguments import Arguments, parse
-from training.callbacks import FiniteSteps, SeededLengthGroups, WholeCheckpoints
+from training.callbacks import FiniteSteps, SeededLengthGroups, WholeCheckpoints, drop_pickle
 from training.engines import RunningEngine
 from training.hub import publish_folder, publish_output, published_checkpoints, reserve_for
 from training.inspect_step import inspected
@@ -63,6 +63,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         metrics |= trainer.train(resume_from_checkpoint=checkpoint).metrics
         metrics |= reading(trainer.state.log_history)
         stage.save(arguments, parts, trainer)
+        drop_pickle(arguments.training.output_dir)
     if arguments.training.do_eval:
         metrics |= trainer.evaluate()
     if arguments.training.do_predict:

@@ -181,7 +181,9 @@ def main(argv: list[str] | None = None) -> None:
         data = build_data(arguments.data, work / "data", hops)
         base = build_base(data, work / "base", recipe, hops)
         train(work, hops)
-        figures = with_hops(ask(work, hops) | base, hops)
+        shown = json.loads((data / "data.json").read_text(encoding="utf-8"))["test"]
+        held = {f"{name}_of_facts_{hops}hop": shown[name] for name in ("answer_recall", "any_answer_recall")}
+        figures = with_hops(ask(work, hops) | base, hops) | held
     record(arguments.json, hops, {
         "command": shlex.join(["python", *sys.argv]),
         "commit": commit(),

@@ -88,8 +88,6 @@ def write_companions(model: PreTrainedModel | PeftModel, processor: ProcessorMix
     processor.save_pretrained(folder)
     name_magnitudes(Path(folder) / "adapter_model.safetensors")
     (Path(folder) / "README.md").unlink(missing_ok=True)  # PEFT's form, with nothing filled in
-    # the Trainer's pickled copy of its arguments: run.json says the same as text
-    (Path(folder) / "training_args.bin").unlink(missing_ok=True)
 
 
 def pin_base(model: PreTrainedModel) -> None:

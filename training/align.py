@@ -16,8 +16,7 @@ from training.align_model import build_aligner
 from training.align_predict import retrieve
 from training.arguments import Arguments
 from training.data import explained
-from training.dry_run import steps, write_figures
-from training.memory import format_parameters, parameter_table
+from training.dry_run import stage_report
 from training.parts import Opened, Parts
 
 
@@ -85,15 +84,10 @@ def build(arguments: Arguments, opened: Opened) -> Parts:
 
 def dry_run(arguments: Arguments, parts: Parts) -> tuple[str, dict[str, float]]:
     """The parameter table, the first pair, and the steps of the run."""
-    table = parameter_table(parts.model, lambda name: name.partition(".")[0])
-    counts = steps(arguments.training, len(parts.splits["train"]))
-    first = parts.splits["train"][0]
+    train = parts.splits["train"]
+    first = train[0]
     nodes = f"a graph of {len(first['graph']['node_features'])} nodes, a text of {len(first['input_ids'])} tokens:"
-    figures = {f"{room}/{name}": float(value) for room, row in table.items() for name, value in row.items()}
-    figures |= {f"steps/{name}": float(value) for name, value in counts.items()}
-    write_figures(arguments, figures)
-    said = ", ".join(f"{name} {value:,}" for name, value in counts.items())
-    return "\n\n".join([format_parameters(table), f"the first pair: {nodes}\n{first['text']}", said]), figures
+    return stage_report(arguments, parts.model, len(train), f"the first pair: {nodes}\n{first['text']}")
 
 
 def check(arguments: Arguments, parts: Parts) -> None:
@@ -107,8 +101,6 @@ def write_companions(model: GraphAligner, tokenizer: PreTrainedTokenizerBase, fo
     """What makes a folder of weights loadable: configuration and tokenizer."""
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    # the Trainer's pickled copy of its arguments: run.json says the same as text
-    (folder / "training_args.bin").unlink(missing_ok=True)
 
 
 def save(arguments: Arguments, parts: Parts, trainer: Trainer) -> None:

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from transformers import HfArgumentParser
 
 from data_processor.questions import without_graph
@@ -32,6 +31,7 @@ from training.rooms import (
     RunArguments,
     TrainingArguments,
 )
+from training.yaml_file import read_mapping
 
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
@@ -158,15 +158,7 @@ def yaml_flags(path: str, known: set[str]) -> list[str]:
     Raises:
         ValueError: no such file, not a mapping of keys to values, or a key that is no flag.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"There is no file {path!r}. The first argument is a YAML file; flags begin with --.")
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}; it must hold `key: value` lines.")
-    flags = []
+    values, flags = read_mapping(path, "The first argument is a YAML file; flags begin with --."), []
     for key, value in values.items():
         if key not in known:
             raise ValueError(f"{path}: {_unknown(str(key), known)}")

@@ -85,6 +85,7 @@ class WholeCheckpoints(TrainerCallback):
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if args.should_save:
             self.write_companions(folder)
+            drop_pickle(folder)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()  # other processes may still be writing their random and optimizer states
         if not args.should_save:
@@ -97,9 +98,13 @@ class WholeCheckpoints(TrainerCallback):
         )
 
 
+def drop_pickle(folder: str | Path) -> None:
+    """Deletes the Trainer's pickled copy of its arguments: run.json says the same as text."""
+    (Path(folder) / "training_args.bin").unlink(missing_ok=True)
+
+
 def written_by(checkpoint: Path) -> dict[str, Any]:
-    """{"engine", "processes"} of a whole checkpoint; {} if its marker is one of an earlier version, which said "
-    "neither."""
+    """{"engine", "processes"} of a whole checkpoint; {} if its marker is of a version that said neither."""
     text = (checkpoint / COMPLETE).read_text(encoding="utf-8")
     return json.loads(text) if text else {}
 

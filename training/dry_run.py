@@ -40,6 +40,23 @@ def dry_run(
     return "\n\n".join(report), figures
 
 
+def stage_report(
+    arguments: Arguments, model: PreTrainedModel, examples: int, first: str
+) -> tuple[str, dict[str, float]]:
+    """The report of a stage without a language model: parameters, what the run reads first, steps; and its figures.
+
+    Args:
+        arguments: all flags. model: what would be trained. examples: items of the training split.
+        first: the first of them, in words.
+    """
+    table, counts = parameter_table(model, lambda name: name.partition(".")[0]), steps(arguments.training, examples)
+    figures = {f"{room}/{name}": float(value) for room, row in table.items() for name, value in row.items()}
+    figures |= {f"steps/{name}": float(value) for name, value in counts.items()}
+    write_figures(arguments, figures)
+    said = ", ".join(f"{name} {value:,}" for name, value in counts.items())
+    return "\n\n".join([format_parameters(table), first, said]), figures
+
+
 def write_figures(arguments: Arguments, figures: dict[str, float]) -> None:
     """Writes the figures to --json, if that is given."""
     if arguments.run.json:

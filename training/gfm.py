@@ -17,11 +17,10 @@ from data_processor.schema import Rejected
 from evaluation.ranking import TIE_POLICY, question_metrics, rank_metrics
 from training.arguments import Arguments
 from training.data import folder_of_rejected
-from training.dry_run import steps, write_figures
+from training.dry_run import stage_report
 from training.gfm_model import attachable, build_model, check_embedded, masks_seeds, reads_tokens
 from training.gfm_output import save_retriever, write_companions
 from training.gfm_predict import answer
-from training.memory import format_parameters, parameter_table
 from training.parts import Opened, Parts
 
 logger = logging.getLogger(__name__)
@@ -182,15 +181,9 @@ def retrieve(arguments: Arguments, parts: Parts, trainer: Trainer) -> dict[str, 
 # ------------------------------------------------------------------------------------------------------ the rest of it
 def dry_run(arguments: Arguments, parts: Parts) -> tuple[str, dict[str, float]]:
     """The parameter table, what a batch holds, and the steps of the run."""
-    table = parameter_table(parts.model, lambda name: name.partition(".")[0])
     train = parts.splits["train"]
-    counts = steps(arguments.training, len(train))
     first = "\n".join(f"{name:<24}{tuple(one.shape)}" for name, one in train[0].items())
-    figures = {f"{room}/{name}": float(value) for room, row in table.items() for name, value in row.items()}
-    figures |= {f"steps/{name}": float(value) for name, value in counts.items()}
-    write_figures(arguments, figures)
-    said = ", ".join(f"{name} {value:,}" for name, value in counts.items())
-    return "\n\n".join([format_parameters(table), f"the first batch\n{first}", said]), figures
+    return stage_report(arguments, parts.model, len(train), f"the first batch\n{first}")
 
 
 def check(arguments: Arguments, parts: Parts) -> None:

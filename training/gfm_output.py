@@ -34,5 +34,3 @@ def write_companions(model: GFMForRetrieval, folder: Path) -> None:
     """What makes a folder of weights loadable: configuration and code."""
     custom_object_save(model, folder, config=model.config)
     model.config.save_pretrained(folder)
-    # the Trainer's pickled copy of its arguments: run.json says the same as text
-    (folder / "training_args.bin").unlink(missing_ok=True)

@@ -31,9 +31,8 @@ from evaluation.probe import linear_probe
 from modeling_graphllm import READS_EDGES, GraphConfig
 from training.arguments import Arguments
 from training.data import GRAPH_CONFIG_NAMES, folder_of_rejected
-from training.dry_run import steps, write_figures
+from training.dry_run import stage_report
 from training.gfm import NewBatches, the_only
-from training.memory import format_parameters, parameter_table
 from training.node_model import GraphEncoderForNodes, NodeConfig, link_scores, shape_of
 from training.parts import Opened, Parts
 
@@ -157,7 +156,6 @@ def start_from(folder: str, config: NodeConfig) -> GraphEncoderForNodes:
 def write_companions(config: NodeConfig, folder: Path) -> None:
     """What makes a folder of weights loadable."""
     config.save_pretrained(folder)
-    (folder / "training_args.bin").unlink(missing_ok=True)  # the Trainer's pickle: run.json says the same as text
 
 
 # ------------------------------------------------------------------------------------------------------------- metrics
@@ -183,14 +181,9 @@ def link_figures(prediction: EvalPrediction) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------------ the rest of it
 def dry_run(arguments: Arguments, parts: Parts) -> tuple[str, dict[str, float]]:
     """The parameter table, what a batch holds, and the steps of the run."""
-    table = parameter_table(parts.model, lambda name: name.partition(".")[0])
-    counts = steps(arguments.training, len(parts.splits["train"]))
-    first = "\n".join(f"{name:<24}{shape}" for name, shape in describe(parts.splits["train"]).items())
-    figures = {f"{room}/{name}": float(value) for room, row in table.items() for name, value in row.items()}
-    figures |= {f"steps/{name}": float(value) for name, value in counts.items()}
-    write_figures(arguments, figures)
-    said = ", ".join(f"{name} {value:,}" for name, value in counts.items())
-    return "\n\n".join([format_parameters(table), f"the first batch\n{first}", said]), figures
+    train = parts.splits["train"]
+    first = "\n".join(f"{name:<24}{shape}" for name, shape in describe(train).items())
+    return stage_report(arguments, parts.model, len(train), f"the first batch\n{first}")
 
 
 def check(arguments: Arguments, parts: Parts) -> None:

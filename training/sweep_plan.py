@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from training.keys import without_keys
+from training.yaml_file import read_mapping
 
 Flags = dict[str, Any]
 
+NEEDS = "A sweep needs its YAML file, and `recipe` in it another."
 DIRECTIONS = ("minimize", "maximize")
 # figures of metrics.json that do not come from the questions of --do_predict
 NOT_ANSWERS = ("eval_", "train_", "minutes", "peak_gib", "parameters", "weight_bytes", "epoch", "total_flos")
@@ -117,12 +117,12 @@ def read_plan(path: str | Path, given: Flags, output_dir: str | None = None) -> 
     Raises:
         ValueError: a key that is missing, unknown or of another type; objectives or spaces that cannot be searched.
     """
-    values = checked(read_yaml(path), KEYS, str(path))
+    values = checked(read_mapping(path, NEEDS), KEYS, str(path))
     stages = tuple(read_stage(one, f"{path}: stages[{i}]") for i, one in enumerate(values["stages"]))
     plan = Plan(
         file=str(path),
         output_dir=Path(output_dir or values["output_dir"]),
-        recipe=without_keys(read_yaml(values["recipe"]) | values["flags"] | given),
+        recipe=without_keys(read_mapping(values["recipe"], NEEDS) | values["flags"] | given),
         trial_flags=without_keys(values["trial_flags"]),
         objectives=values["objectives"],
         stages=stages,
@@ -133,19 +133,6 @@ def read_plan(path: str | Path, given: Flags, output_dir: str | None = None) -> 
     check_objectives(plan)
     check_stages(plan)
     return plan
-
-
-def read_yaml(path: str | Path) -> Flags:
-    """The mapping in a YAML file; ValueError where there is no file or no mapping."""
-    if not Path(path).is_file():
-        raise ValueError(f"There is no file {str(path)!r}. A sweep needs its YAML file, and `recipe` in it another.")
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}; it must hold `key: value` lines.")
-    return values
 
 
 def checked(values: Any, keys: dict[str, tuple[type, Any]], where: str) -> dict[str, Any]:
