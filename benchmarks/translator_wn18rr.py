@@ -2,8 +2,8 @@
 
     python benchmarks/translator_wn18rr.py --data ../shared/data/wn18rr --json results/wn18rr_text.json
 
-The graph of a synset is its neighbours with their hashed texts and relations; its own features are hidden, as its
-text is what must be found among the texts of all held-out synsets. Beside the Q-Former: ridge regression from the
+The graph of a synset is its neighbours with their hashed texts and relations. All synsets whose text is to be found, in
+training and held out, have zeros for a vector, as themselves and as neighbours. Beside the Q-Former: ridge regression from the
 same graph to hashed words, and the commonest text of training as a description of everything. A small Q-Former, from
 scratch, on some of the synsets: what one core does in minutes, no measure of a large one with BERT's weights. Then:
 are two synsets related, yes or no? An encoder of the whole graph learns links, and tells held-out ones from as many
@@ -28,7 +28,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
 import finetune  # noqa: E402
 from data_processor.graph_store import KnowledgeGraph, embed_graph, write_graph  # noqa: E402
+from data_processor.node_pairs import NodePairs  # noqa: E402
 from data_processor.node_stars import FILE  # noqa: E402
+from data_processor.node_vectors import write_vectors  # noqa: E402
 from data_processor.producer import sample_neighbours  # noqa: E402
 from data_processor.schema import NodeSummary, read_jsonl, to_json, write_json, write_jsonl  # noqa: E402
 from data_processor.text_encoder import load_encoder  # noqa: E402
@@ -59,8 +61,9 @@ LINKS = [
 ]
 
 
-def write_data(source: Path, folder: Path, train: int, seed: int) -> KnowledgeGraph:
-    """Writes graph/ of the training triples, hashed features, and summaries.jsonl of train and held-out synsets."""
+def write_data(source: Path, folder: Path, train: int, seed: int, hide: bool) -> KnowledgeGraph:
+    """Writes graph/ of the training triples, hashed features, and summaries.jsonl of train and held-out synsets, whose
+    own features are zero with `hide`."""
     names = dict(line.split("\t", 1) for line in (source / "entity2text.txt").read_text().splitlines())
     places = {name: place for place, name in enumerate(names)}
     rows = [line.split("\t") for line in (source / "train.txt").read_text().splitlines()]
@@ -76,7 +79,12 @@ def write_data(source: Path, folder: Path, train: int, seed: int) -> KnowledgeGr
     around = {node: sample_neighbours(graph, node, NEIGHBOURS, seed) for node in splits}
     summaries = (NodeSummary(node, texts[node], split=splits[node], neighbour_nodes=around[node]) for node in splits)
     write_jsonl(folder / FILE, map(to_json, summaries))
-    return embed_graph(graph.path, load_encoder(f"hashing:{WIDTH}"))
+    graph = embed_graph(graph.path, load_encoder(f"hashing:{WIDTH}"))
+    if not hide:
+        return graph
+    vectors = np.array(graph.node_features)
+    vectors[list(splits)] = 0
+    return write_vectors(graph.path, vectors, "hidden synsets")
 
 
 def write_tokenizer(folder: Path, texts: list[str]) -> PreTrainedTokenizerFast:
@@ -94,26 +102,6 @@ def run_stage(output: Path, words: list[str]) -> dict[str, float]:
     if not (output / "metrics.json").is_file():
         finetune.main([*words, "--output_dir", str(output), "--resume_from_checkpoint", "none"])
     return json.loads((output / "metrics.json").read_text(encoding="utf-8"))
-
-
-class HiddenSynsets:
-    """Hides the first node of each graph for the time of a run: its features become zero, the learned null vector."""
-
-    def __enter__(self) -> None:
-        from data_processor.node_pairs import NodePairs
-
-        self._pairs, self._item = NodePairs, NodePairs.__getitem__
-        item = self._item
-
-        def hidden(pairs: NodePairs, index: int) -> dict:
-            row = item(pairs, index)
-            row["graph"]["node_features"][0] = 0
-            return row
-
-        NodePairs.__getitem__ = hidden
-
-    def __exit__(self, *_: object) -> None:
-        self._pairs.__getitem__ = self._item
 
 
 @torch.no_grad()
@@ -144,20 +132,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     folder = arguments.output
-    graph = write_data(arguments.data, folder / "data", arguments.train, arguments.seed)
-    rows = [row for _, row in read_jsonl(folder / "data" / FILE)]
+    known, hidden = folder / "data", folder / "hidden"
+    graph = write_data(arguments.data, known, arguments.train, arguments.seed, hide=False)
+    write_data(arguments.data, hidden, arguments.train, arguments.seed, hide=True)
+    rows = [row for _, row in read_jsonl(hidden / FILE)]
     texts = [row["summary"] for row in rows if row.get("split", "train") == "train"]
     tokenizer = write_tokenizer(folder / "tokenizer", texts)
-    common = ["--data_path", str(folder / "data"), "--seed", str(arguments.seed)]
-    words = [*FLAGS, *common, "--model_name_or_path", str(folder / "tokenizer"),
-             "--num_train_epochs", str(arguments.epochs)]  # fmt: skip
-    links = run_stage(folder / "links", [*LINKS, *common])
-    with HiddenSynsets():
-        metrics = run_stage(folder / "stage1", words)
-        from data_processor.node_pairs import NodePairs
-
-        model, test = GraphAligner.from_pretrained(folder / "stage1"), NodePairs(folder / "data", "test")
-        written = [tokenizer.decode(ids) for ids in described(model, EncodedPairs(test, tokenizer, model.config))]
+    seed = ["--seed", str(arguments.seed)]
+    links = run_stage(folder / "links", [*LINKS, *seed, "--data_path", str(known)])
+    words = ["--model_name_or_path", str(folder / "tokenizer"), "--num_train_epochs", str(arguments.epochs)]
+    metrics = run_stage(folder / "stage1", [*FLAGS, *seed, *words, "--data_path", str(hidden)])
+    model, test = GraphAligner.from_pretrained(folder / "stage1"), NodePairs(hidden, "test")
+    written = [tokenizer.decode(ids) for ids in described(model, EncodedPairs(test, tokenizer, model.config))]
     gold = [one.text for one in test.pairs]
     # what is written comes out in tokens with spaces between: gold is put through the tokenizer, too
     golds = [tokenizer.decode(tokenizer(text)["input_ids"]) for text in gold]
