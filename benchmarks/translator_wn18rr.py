@@ -2,12 +2,12 @@
 
     python benchmarks/translator_wn18rr.py --data ../shared/data/wn18rr --json results/wn18rr_text.json
 
-The graph of a synset is its neighbours with their hashed texts and relations. All synsets whose text is to be found, in
-training and held out, have zeros for a vector, as themselves and as neighbours. Beside the Q-Former: ridge regression from the
-same graph to hashed words, and the commonest text of training as a description of everything. A small Q-Former, from
-scratch, on some of the synsets: what one core does in minutes, no measure of a large one with BERT's weights. Then:
-are two synsets related, yes or no? An encoder of the whole graph learns links, and tells held-out ones from as many
-random pairs. A stage that ended is not run again.
+The graph of a synset is its neighbours with their hashed texts and relations. All synsets whose text is to be
+found, in training and held out, have zeros for a vector, as themselves and as neighbours. Beside the Q-Former:
+ridge regression from the same graph to hashed words, and the commonest text of training as a description of
+everything. A small Q-Former, from scratch, on some of the synsets: what one core does in minutes, no measure of a
+large one with BERT's weights. Then: are two synsets related, yes or no? An encoder of the whole graph learns links,
+and tells held-out ones from as many random pairs. A stage that ended is not run again.
 """
 
 import argparse
