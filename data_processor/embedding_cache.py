@@ -15,6 +15,7 @@ from data_processor.files import read_npy, write_npy
 from data_processor.schema import atomic_write
 
 SHARD_ROWS = 16384  # a killed run loses at most this many embeddings
+BLOCK_ROWS = 2048  # embedded in one call of the encoder, which sorts them by length
 KEY_BYTES = 16
 
 
@@ -96,17 +97,21 @@ class EmbeddingCache:
                     waiting[key] = text
                 rows[place] = self._rows[key]
                 if len(waiting) == SHARD_ROWS:
-                    self._write_shard(waiting, batch_size)
+                    self._write_shard(waiting, batch_size, bar)
                     waiting = {}
                     bar.update(place + 1 - bar.n)
-            self._write_shard(waiting, batch_size)
+            self._write_shard(waiting, batch_size, bar)
             bar.update(count - bar.n)
         return rows
 
-    def _write_shard(self, texts: dict[bytes, str], batch_size: int) -> None:
+    def _write_shard(self, texts: dict[bytes, str], batch_size: int, bar: tqdm) -> None:
         if not texts:
             return
-        vectors = self.encoder.encode(list(texts.values()), batch_size=batch_size)
+        waiting, found = list(texts.values()), []
+        for start in range(0, len(waiting), BLOCK_ROWS):
+            found.append(self.encoder.encode(waiting[start : start + BLOCK_ROWS], batch_size=batch_size))
+            bar.update(len(found[-1]))
+        vectors = np.concatenate(found)
         number = len(self._shards)
         keys = np.frombuffer(b"".join(texts), dtype=np.uint8).reshape(-1, KEY_BYTES)
         # keys before vectors: the presence of the vectors makes the shard whole

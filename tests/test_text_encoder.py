@@ -34,6 +34,23 @@ def test_hashing_does_not_depend_on_the_batch():
     assert np.array_equal(encoder.encode(texts, batch_size=3), encoder.encode(texts, batch_size=20))
 
 
+def test_texts_of_like_length_share_a_call_and_vectors_keep_their_places():
+    class Lengths(text_encoder.TextEncoder):
+        name, dimension = "lengths", 1
+
+        def __init__(self):
+            self.calls = []
+
+        def _encode(self, texts):
+            self.calls.append([len(text) for text in texts])
+            return np.array([[len(text)] for text in texts], dtype=np.float32)
+
+    encoder = Lengths()
+    assert encoder.encode(["a" * n for n in (1, 9, 2, 8, 3)], batch_size=2).ravel().tolist() == [1, 9, 2, 8, 3]
+    assert encoder.calls == [[9, 8], [3, 2], [1]]
+    assert encoder.encode([]).shape == (0, 1)
+
+
 def test_hashing_is_equal_in_another_process():
     code = "from data_processor.text_encoder import load_encoder as e; print(e('hashing').encode(['a b']).tolist())"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
