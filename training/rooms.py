@@ -165,9 +165,7 @@ class DataArguments:
     document_encoder: str = HfArg(default="hashing", help="What embeds them, as for `python -m data_processor embed`.")
     top_documents: int = HfArg(default=5, help="Chunks of documents that a question is shown.")
     chunk_tokens: int = HfArg(default=256, help="Longest chunk of a document.")
-    document_index: Literal["exact", "hnsw", "ivf"] = HfArg(
-        default="exact", help="exact, or approximate by FAISS: hnsw, ivf."
-    )
+    document_index: Literal["exact", "hnsw", "ivf"] = HfArg(default="exact", help="exact; by FAISS hnsw, ivf.")
     text_style: str = HfArg(default="triples", help="triples or tables.")
     max_text_tokens: int | None = HfArg(default=None, help="Budget for the facts in the prompt; the worst go first.")
     lazy_preprocess: bool = HfArg(default=False, help="Tokenise each time a row is read, instead of once before.")
@@ -199,8 +197,10 @@ class AlignArguments:
     matching_weight: float = HfArg(default=1.0, help="Of telling a pair from hard negatives; 0 leaves it out.")
     captioning_weight: float = HfArg(default=1.0, help="Of writing the text of a graph; 0 leaves it out.")
     qformer_init: Literal["random", "bert"] = HfArg(
-        default="random", help="What the Q-Former starts as: random weights, or those of the BERT that "
-        "--model_name_or_path names."
+        default="random", help="What the Q-Former starts as: random, or the BERT that --model_name_or_path names."
+    )
+    hide_node: bool = HfArg(
+        default=False, help="Zeros for a node's own vector, where it was made of the very text that is to be found."
     )
 
 
