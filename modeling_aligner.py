@@ -410,3 +410,6 @@ def mean_of_all(losses: Tensor) -> Tensor:
         dist.all_reduce(count)
         count = count / dist.get_world_size()
     return losses.sum() / count
+
+
+AutoConfig.register(GraphAlignerConfig.model_type, GraphAlignerConfig, exist_ok=True)  # for the tokenizer beside it

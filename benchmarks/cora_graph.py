@@ -2,8 +2,8 @@
 
 Four ways to a node's class, all with the same vectors (bags of words) and the same 140 labels:
 
-    encoders     --stage graph --graph_objective label, each of them, by configs/cora.yaml: the weights of the step that
-                 does best on the validation nodes
+    encoders     --stage graph --graph_objective label, each of them, by configs/cora.yaml; the weights of the step
+                 that does best on the validation nodes
     link states  --stage graph --graph_objective link, which sees no label; then a linear classifier on the states
     templates    LLaGA's two (arXiv 2402.08170) without parameters: the vectors of hops 0 to 4 side by side (HO), and
                  the mean of each level of the tree of a node, its ten neighbours and ten of each (ND); then the same

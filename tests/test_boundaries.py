@@ -1,6 +1,7 @@
 """The house's walls: who imports whom, who opens which third party's door, how long a file or a function may be."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -245,3 +246,8 @@ def test_no_probing_no_swallowing_no_pickle_no_eval(path):
         if isinstance(node, ast.ExceptHandler):
             caught = ast.unparse(node.type) if node.type else ""
             assert caught not in ("", "Exception", "BaseException"), f"line {node.lineno}"
+
+
+def test_nothing_is_left_for_the_linter():
+    found = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr

@@ -158,7 +158,7 @@ def test_a_pair_is_its_node_its_neighbours_and_the_edges_between(data, tiny_toke
     assert [int(batch["input_ids"][i, n - 1]) for i, n in enumerate(lengths)] == [config.text_end] * 2
 
 
-def test_a_hidden_node_gives_nothing_away_of_itself(stage1, data, tmp_path):
+def test_a_hidden_node_gives_nothing_away_of_itself(stage1, data, tmp_path, caplog):
     shown, hidden = NodePairs(data, "test"), NodePairs(data, "test", hide_node=True)
     assert not hidden[0]["graph"]["node_features"][0].any() and shown[0]["graph"]["node_features"][0].any()
     assert torch.equal(hidden[0]["graph"]["node_features"][1:], shown[0]["graph"]["node_features"][1:])
@@ -169,6 +169,7 @@ def test_a_hidden_node_gives_nothing_away_of_itself(stage1, data, tmp_path):
     unseen = finetune.main([*words, "--hide_node", "True", *asked, str(tmp_path / "unseen")])
     assert unseen["retrieval_r1_linear_node"] == 0.25  # the same guess for all four
     assert unseen["test_loss"] != seen["test_loss"]
+    assert "using a model of type" not in caplog.text  # a folder of this stage is known to transformers by its type
 
 
 def test_ranks_count_ties_half_and_ridge_recovers_a_linear_map():
