@@ -125,7 +125,7 @@ def beside(graph: KnowledgeGraph, folder: Path) -> dict[str, float]:
     """The text of a hidden synset by the vectors of texts: nearest to what ridge regression makes of its graph, and to
     its neighbours' mean."""
     train, test = NodePairs(folder, "train", hide_node=True), NodePairs(folder, "test", hide_node=True)
-    vectors, index = np.array(graph.node_features), torch.tensor(test.text_index)
+    vectors, index = np.array(graph.node_features, dtype=np.float32), torch.tensor(test.text_index)
     candidates = torch.from_numpy(vectors[[test.pairs[row].node for row in first_rows(index).tolist()]])
     shown, width = test.pooled(), graph.node_features.shape[1]
     guesses = {
@@ -186,7 +186,9 @@ def q_former(arguments: argparse.Namespace, texts: list[str]) -> list[str]:
         *("--qformer_init", "bert", "--model_name_or_path", name, "--qformer_dim", str(bert.hidden_size)),
         *("--qformer_num_layers", str(bert.num_hidden_layers), "--qformer_num_heads", str(bert.num_attention_heads)),
         *("--qformer_intermediate_dim", str(bert.intermediate_size), "--graph_hidden_dim", str(bert.hidden_size)),
-        *("--align_dim", "256", "--align_text_tokens", "32", "--learning_rate", "2e-4"),
+        *("--align_dim", "256", "--align_text_tokens", "24", "--learning_rate", "2e-4"),
+        # most of a step's work: three passes over graph and text together instead of the one of the captioning
+        *("--matching_weight", "0"),
     ]
 
 
