@@ -59,9 +59,10 @@ SMALL = [
 ]
 
 LINKS = [
-    *("--stage", "graph", "--graph_encoder", "sage", "--graph_hidden_dim", "64", "--graph_num_layers", "2"),
-    *("--neighbours_per_node", "10", "--nodes_per_batch", "256", "--max_steps", "400", "--learning_rate", "3e-3"),
-    *("--logging_steps", "50", "--save_strategy", "no", "--do_predict", "True", "--use_cpu", "True"),
+    *("--stage", "graph", "--graph_encoder", "sage", "--graph_hidden_dim", "256", "--graph_num_layers", "2"),
+    *("--neighbours_per_node", "10", "--nodes_per_batch", "256", "--max_steps", "1500", "--learning_rate", "1e-3"),
+    *("--lr_scheduler_type", "cosine", "--warmup_steps", "0.05", "--logging_steps", "100", "--save_strategy", "no"),
+    *("--do_predict", "True", "--use_cpu", "True"),
 ]
 
 
