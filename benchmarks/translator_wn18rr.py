@@ -1,6 +1,8 @@
-"""WN18RR's places and texts aligned: which synset stands here, when all that is shown is what is joined to it?
+r"""WN18RR's places and texts aligned: which synset stands here, when all that is shown is what is joined to it?
 
     python benchmarks/translator_wn18rr.py --data ../shared/data/wn18rr --json results/wn18rr_text.json
+    python benchmarks/translator_wn18rr.py --data ../shared/data/wn18rr --encoder hashing:256 --train 8000 --epochs 5 \
+        --output output/translator_wn18rr_scratch --json results/wn18rr_text_scratch.json
 
 The graph of a synset is its neighbours, with the vectors of their texts, and relations; its own vector is hidden. With
 a sentence-transformers encoder that is a BERT the Q-Former starts from its weights; with `--encoder hashing:256` it is
