@@ -563,6 +563,7 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
         cls, config: GraphLLMConfig, language_model: PreTrainedModel
     ) -> "GraphLLMForConditionalGeneration":
         model = cls(config, language_model)
+        _keep_unpacked(model)
         for name in QUANTIZATION_ATTRIBUTES:  # PEFT and the Trainer look for them on the outermost model
             if name in language_model.__dict__:
                 setattr(model, name, language_model.__dict__[name])
@@ -590,7 +591,9 @@ class GraphLLMForConditionalGeneration(GraphLLMPreTrainedModel, GenerationMixin)
         if config is None:
             config = cls.config_class.from_pretrained(path, **hub)
         if not config.lean:
-            return super().from_pretrained(path, *args, config=config, **kwargs)
+            loaded = super().from_pretrained(path, *args, config=config, **kwargs)
+            _keep_unpacked(loaded[0] if isinstance(loaded, tuple) else loaded)  # two with output_loading_info
+            return loaded
         language_model_kwargs = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
         return cls._from_lean(path, config, hub, language_model_kwargs)
 
@@ -927,6 +930,14 @@ def _load_language_model(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(name_or_path, **hub)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     return auto.from_pretrained(name_or_path, **kwargs)
+
+
+def _keep_unpacked(model: PreTrainedModel) -> None:
+    """On a CPU with bfloat16 units bitsandbytes would pack 4-bit weights at the first evaluation: widths that 32 does
+    not divide fail, and a packed weight passes no gradient on and is dequantized wrongly."""
+    for module in model.modules():
+        if "support_avx512bf16_for_cpu" in vars(module):
+            module.support_avx512bf16_for_cpu = False
 
 
 def first_nodes(graph_batch: Tensor, most: int) -> Tensor:

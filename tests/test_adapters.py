@@ -94,6 +94,23 @@ def test_an_adapter_on_quantised_weights_reloads_on_them_and_on_whole_ones_and_m
     assert (logits(merged, trainer) - expected).norm() / expected.norm() < (0.3 if bits == 4 else 0.05)
 
 
+def test_weights_of_four_bits_stay_as_they_are_where_a_cpu_could_pack_them(run, monkeypatch):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    output, _, trainer, _ = run("bits4", *QUANTISED[4])
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    model = GraphLLMForConditionalGeneration.from_pretrained(
+        output, quantization_config=how, dtype=torch.float32, device_map={"": "cpu"}
+    )
+    weight = model.get_submodule(LARGE).base_layer.weight
+    before = weight.data.clone()
+    logits(model, trainer)
+    assert torch.equal(weight.data, before)
+    states = torch.randn(1, 2, weight.quant_state.shape[1], requires_grad=True)
+    model.train().get_submodule(LARGE).base_layer(states).sum().backward()
+    assert states.grad.abs().sum() > 0
+
+
 def test_states_of_large_weights_are_of_8_bits_by_default_where_the_base_model_is_quantised(run):
     pytest.importorskip("bitsandbytes")
     _, _, trainer, _ = run("bits4", *QUANTISED[4])

@@ -213,7 +213,7 @@ def test_what_ships_to_the_hub_imports_installed_packages_only(module):
 def test_files_and_functions_keep_their_size_and_signatures_their_types(path):
     text = (ROOT / path).read_text(encoding="utf-8")
     # one file each, as they ship to the Hub; modeling_aligner is read beside the first
-    limit = {"modeling_graphllm.py": 1010, "modeling_aligner.py": 420, "modeling_gfm.py": 1400}
+    limit = {"modeling_graphllm.py": 1020, "modeling_aligner.py": 420, "modeling_gfm.py": 1400}
     limit |= {"processing_graphllm.py": 420}
     limit = limit.get(path.name, 300)
     assert text.count("\n") <= limit
