@@ -41,6 +41,7 @@ class GraphAlignerConfig(PreTrainedConfig):
         label_smoothing: share of the contrast's targets that is spread over all pairs.
         contrastive_weight, matching_weight, captioning_weight: of the losses; 0 leaves one out.
         feature_encoder: made the node and edge features.
+        hide_node: zeros stood for the vector of the node whose text was told.
     """
 
     model_type = "graphllm_aligner"
@@ -57,6 +58,7 @@ class GraphAlignerConfig(PreTrainedConfig):
     captioning_weight: float = 1.0
     initializer_range: float = 0.02
     feature_encoder: str | None = None
+    hide_node: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)

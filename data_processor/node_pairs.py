@@ -40,7 +40,7 @@ class NodePairs(Dataset):
         if not self.path.is_file():
             raise ValueError(f"{folder} has no {FILE}. Run: python -m data_processor produce --data {folder} --help")
         self.graph = KnowledgeGraph.open(folder / "graph")
-        self._writer, self._hide_node = PromptWriter(self.graph), hide_node
+        self._writer, self.hide_node = PromptWriter(self.graph), hide_node
         self.split, self.pairs = split, [one for one in read_summaries(self.path) if one.split == split]
         if not self.pairs:
             raise ValueError(f"{self.path} holds no summary of the split {split!r}.")
@@ -69,7 +69,7 @@ class NodePairs(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair = self.pairs[index]
         graph = self._writer.tensors(star(self.graph, pair))
-        if self._hide_node:
+        if self.hide_node:
             graph["node_features"][0] = 0
         return {
             "node": pair.node,
@@ -86,7 +86,7 @@ class NodePairs(Dataset):
     @property
     def fingerprint(self) -> str:
         """A digest of everything that an item depends on."""
-        return digest(self.path.read_bytes(), self.graph.manifest, self.split, self._hide_node)
+        return digest(self.path.read_bytes(), self.graph.manifest, self.split, self.hide_node)
 
 
 def pooled(graph: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -63,11 +63,18 @@ def open_pairs(arguments: Arguments) -> Opened:
         "validation": data.validation_split if training.do_eval else None,
         "test": data.test_split if training.do_predict else None,
     }
-    hide = arguments.align.hide_node
+    with explained(arguments.run.init_from):
+        hide = hides_node(arguments)
     splits = {key: NodePairs(data.path, split, hide) for key, split in wanted.items() if split}
     with explained(name):
         tokenizer = AutoTokenizer.from_pretrained(name, cache_dir=arguments.model.cache_dir)
     return Opened(splits, tokenizer)
+
+
+def hides_node(arguments: Arguments) -> bool:
+    """Whether graphs are shown without their node's vector: as --init_from was trained, or as the flag says."""
+    start = arguments.run.init_from
+    return GraphAlignerConfig.from_pretrained(start).hide_node if start else arguments.align.hide_node
 
 
 def build(arguments: Arguments, opened: Opened) -> Parts:
@@ -118,6 +125,6 @@ def save(arguments: Arguments, parts: Parts, trainer: Trainer) -> None:
 def predict(arguments: Arguments, parts: Parts, trainer: Trainer) -> dict[str, float]:
     """Finds the text of each test graph among all test texts, and the graph of each text."""
     train = parts.splits["train"].pairs if "train" in parts.splits else NodePairs(
-        arguments.data.path, arguments.data.train_split, arguments.align.hide_node
+        arguments.data.path, arguments.data.train_split, parts.test.pairs.hide_node
     )  # fmt: skip
     return retrieve(trainer.model, parts.test, train, collate, arguments.training)

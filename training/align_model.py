@@ -24,7 +24,7 @@ FREE_FIELDS = {
 ALIGN_CONFIG_NAMES = {
     "align_text_tokens": "max_text_tokens", "align_dim": "contrastive_dim", "align_temperature": "temperature",
     "align_smoothing": "label_smoothing", "contrastive_weight": "contrastive_weight",
-    "matching_weight": "matching_weight", "captioning_weight": "captioning_weight",
+    "matching_weight": "matching_weight", "captioning_weight": "captioning_weight", "hide_node": "hide_node",
 }  # fmt: skip
 LOSS_FIELDS = ("label_smoothing", "contrastive_weight", "matching_weight", "captioning_weight")
 
