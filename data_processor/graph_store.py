@@ -183,34 +183,6 @@ def embed_graph(
     return KnowledgeGraph.open(path)
 
 
-def attach_vectors(path: str | Path, vectors: np.ndarray, name: str) -> KnowledgeGraph:
-    """Gives a graph node vectors (N, F) that another program made; its relations get vectors of zeros.
-
-    Args:
-        path: a graph folder. vectors: kept as float32. name: what made them, for the manifest.
-
-    Raises:
-        ValueError: not one vector a node, or numbers that are none.
-    """
-    graph = KnowledgeGraph.open(path)
-    if vectors.ndim != 2 or len(vectors) != graph.num_nodes:
-        shape = "x".join(map(str, vectors.shape))
-        nodes = f"{graph.num_nodes} nodes of {graph.path}"
-        raise ValueError(f"vectors of shape {shape} cannot be those of the {nodes}; give one row a node, by their ids")
-    wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(wrong):
-        found = f"{len(wrong)} of {len(vectors)} vectors hold NaN or infinity, the first is that of node {wrong[0]}"
-        raise ValueError(f"{found}; make them again, or set those rows to zero, which counts as no vector")
-    if len(vectors) and np.abs(vectors).max() > np.finfo(np.float32).max:
-        raise ValueError(f"values up to {np.abs(vectors).max():g} do not fit float32; scale the vectors down")
-    graph = without_features(graph)
-    write_npy(graph.path / "node_features.npy", vectors.astype(np.float32))
-    write_npy(graph.path / "relation_features.npy", np.zeros((graph.num_relations, vectors.shape[1]), np.float32))
-    entries = {**graph.manifest, "text_encoder": name, "feature_width": vectors.shape[1]}
-    write_manifest(graph.path, entries, [*entries["bytes"], *FEATURE_FILES])
-    return KnowledgeGraph.open(path)
-
-
 def write_edge_features(graph: KnowledgeGraph, cache: EmbeddingCache, style: str, batch_size: int) -> int:
     """Writes the vectors of the edges' distinct sentences and each edge's place among them; returns their number."""
     rows, places = distinct_sentences(graph, style)

@@ -11,8 +11,9 @@ from data_processor.chunking import words_and_marks
 from data_processor.demo_nodes import SETTINGS as DEMO
 from data_processor.demo_nodes import write_demonstration
 from data_processor.describe import TYPE, add_descriptions
-from data_processor.graph_store import KnowledgeGraph, SubgraphStore, attach_vectors, write_graph
+from data_processor.graph_store import KnowledgeGraph, SubgraphStore, write_graph
 from data_processor.node_stars import read_summaries
+from data_processor.node_vectors import write_vectors
 from data_processor.producer import (
     STAGES,
     Settings,
@@ -193,7 +194,7 @@ def test_graphtranslators_csv_is_read_and_written(tmp_path, capsys):
     ]  # fmt: skip
     graph = KnowledgeGraph.open(tmp_path / "data" / "graph")
     assert graph.node_features.dtype == np.float32 and graph.node_features[0].tolist() == [0.5, -1.25, 3.0]
-    assert graph.text_encoder.startswith("graphtranslator:")
+    assert graph.text_encoder.startswith("given:graphtranslator:")
     found = read_summaries(tmp_path / "data" / "summaries.jsonl")
     assert [(one.summary, one.neighbours, one.neighbour_nodes) for one in found] == [
         ("it is about x", "others", (1,)), ("about y", "-", (0,)),
@@ -209,20 +210,21 @@ def test_graphtranslators_csv_is_read_and_written(tmp_path, capsys):
 
 
 def test_vectors_that_do_not_fit_their_nodes_are_a_sentence(graph):
-    with pytest.raises(ValueError, match=r"3x4 cannot be those of the 8 nodes of .*one row a node"):
-        attach_vectors(graph.path, np.zeros((3, 4)), "mine")
+    with pytest.raises(ValueError, match=r"shape \(3, 4\), and the graph has 8 nodes. Give one row"):
+        write_vectors(graph.path, np.zeros((3, 4)), "mine")
     broken = np.zeros((8, 4))
     broken[5, 1] = np.nan
-    with pytest.raises(ValueError, match="1 of 8 vectors hold NaN or infinity, the first is that of node 5"):
-        attach_vectors(graph.path, broken, "mine")
+    with pytest.raises(ValueError, match="mine holds nan in row 5"):
+        write_vectors(graph.path, broken, "mine")
     vectors = np.arange(32, dtype=np.float64).reshape(8, 4)
-    again = attach_vectors(graph.path, vectors, "mine")
-    assert again.text_encoder == "mine" and np.array_equal(again.node_features, vectors.astype(np.float32))
+    again = write_vectors(graph.path, vectors, "mine")
+    assert again.text_encoder.startswith("given:mine:")
+    assert np.array_equal(again.node_features, vectors.astype(np.float32))
     assert isinstance(again.node_features, np.memmap)
-    with pytest.raises(ValueError, match="hold NaN or infinity"):
-        attach_vectors(graph.path, broken, "mine")
-    with pytest.raises(ValueError, match="do not fit float32"):
-        attach_vectors(graph.path, vectors * 1e38, "mine")
+    with pytest.raises(ValueError, match="holds nan in row 5"):
+        write_vectors(graph.path, broken, "mine")
+    with pytest.raises(ValueError, match="beyond the 3.40282e[+]38 of float32"):
+        write_vectors(graph.path, vectors * 1e38, "mine")
     assert np.array_equal(KnowledgeGraph.open(graph.path).node_features, vectors), "bad vectors take nothing away"
 
 

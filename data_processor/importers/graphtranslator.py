@@ -12,17 +12,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_processor.files import named_by_values
-from data_processor.graph_store import KnowledgeGraph, attach_vectors, write_graph
+from data_processor.graph_store import KnowledgeGraph, write_graph
 from data_processor.importers.rows import ImportReport, RowReader, require
 from data_processor.node_stars import FILE, read_summaries
+from data_processor.node_vectors import write_vectors
 from data_processor.producer import Settings, Splits
 from data_processor.schema import NodeSummary, Rejected, atomic_write, to_json, write_jsonl
 
 COLUMNS = ["node_id", "embedding", "paper_summary", "citepapers_summary", "title"]
 EDGES = "sample_neighbor_df.csv"
 EDGE_COLUMNS = ["src_node", "dst_node"]
-ENCODER = "graphtranslator"  # what made the vectors, as the manifest names it before a digest of them
+ENCODER = "graphtranslator"  # what made the vectors, as the manifest names it
 
 
 class Row(NamedTuple):
@@ -58,8 +58,7 @@ def import_graphtranslator(source: Path, output: Path) -> ImportReport:
     nodes = ({"name": row.title or row.id, "type": "paper", "attributes": {"node_id": row.id}} for row in rows)
     relations = [{"name": "sampled with"}]
     write_graph(output / "graph", nodes, relations, np.array(edges, dtype=np.int64), may_lack_edges=True)
-    vectors = np.stack([row.vector for row in rows])
-    graph = attach_vectors(output / "graph", vectors, named_by_values(ENCODER, vectors))
+    graph = write_vectors(output / "graph", np.stack([row.vector for row in rows]), ENCODER)
     splits = Splits(output, Settings())
     pairs = (
         NodeSummary(place, row.summary, row.neighbours or None, split=splits.of(place), neighbour_nodes=tuple(
